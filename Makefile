@@ -1,0 +1,59 @@
+# Needs python3, pip and make; everything else is installed into .venv.
+#   make learn                                    learn from the built-in pictures, about ten minutes
+#   make learn DATA=photos OUT=runs/photos        learn from your own
+#   make test | lint | bench | docs | clean
+
+PYTHON  ?= python3
+DATA    ?= sample:things
+OUT     ?= runs/things
+MINUTES ?= 10
+WORKERS ?= 2
+# For the smaller CPU build of torch on Linux: make learn TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.DEFAULT_GOAL := help
+.PHONY: help learn test lint bench docs clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# A system Python may lack ensurepip; its own pip then fills the new environment.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --without-pip $(VENV) && \
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing selftaught into $(VENV) (a few minutes the first time)"
+	$(PIP_INSTALL) -e ".[export,metrics]"
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing selftaught and its tests' tools into $(VENV) (a few minutes the first time)"
+	$(PIP_INSTALL) -e ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+learn: $(VENV)/.installed
+	$(BIN)/selftaught learn "$(DATA)" --out "$(OUT)" --minutes $(MINUTES)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check src tests tools benchmarks
+	$(BIN)/mypy
+
+# One torch thread per worker: two workers with two threads each on two processors are slower than one.
+test: lint
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+bench: $(VENV)/.installed-dev
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python tools/make_docs_tables.py
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,413 @@
+"""The command `selftaught`: verbs only; each one imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+
+from selftaught.core.errors import EXIT_SIGINT, EXIT_USAGE, ConfigError, DataError, RunError, SelftaughtError, suggest
+
+if TYPE_CHECKING:
+    from selftaught.measure.score import Score
+
+Data = Positional[Annotated[str, arg(metavar="DATA")]]
+Run = Positional[Annotated[str, arg(metavar="RUN")]]
+Size = Literal["tiny", "small", "paper"]
+Need = UseAppendAction[Annotated[tuple[str, ...], arg(metavar="NAME=RUN")]]
+Limit = Annotated[int | None, arg(metavar="N")]
+Format = Literal["coco", "masks", "npz", "onnx", "parquet", "yolo"]
+Switch = FlagCreatePairsOff[bool]
+
+HELP = "A machine that learns by itself from raw pictures: features, objects and a report, without labels."
+FIRST = "First steps:  selftaught doctor  |  selftaught learn sample:things --out runs/things --minutes 10"
+
+
+def learn(
+    data: Data,
+    *,
+    out: str,
+    minutes: Annotated[float | None, arg(metavar="MINUTES")] = None,
+    size: Size = "small",
+    seed: int = 0,
+    features: Annotated[str, arg(metavar="METHOD")] = "dino",
+    need: Need = (),
+) -> None:
+    """Learn features and objects from a folder of pictures, and write a report. The same command again goes on.
+
+    Args:
+        data: Folder, list file, tar shards, .npz, or sample:things.
+        out: Folder of the run.
+        minutes: Time to spend; becomes a number of steps once, at the start.
+        size: tiny (seconds), small (CPU minutes), paper (GPUs).
+        seed: Seed of everything random.
+        features: Method that learns the features.
+        need: Use an already learned run, e.g. features=runs/dino.
+    """
+    _check_data(data)
+    _check_features(features)
+    from selftaught.learn import learn as job
+
+    job(data, out, minutes=minutes, size=size, seed=seed, features=features, need=need)
+
+
+def train(
+    method: Positional[Annotated[str, arg(metavar="METHOD")]],
+    data: Data,
+    *,
+    out: str,
+    size: Size = "small",
+    steps: Limit = None,
+    seed: int = 0,
+    set_fields: UseAppendAction[Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE")]] = (),
+    need: Need = (),
+    device: Literal["cpu", "auto"] = "cpu",
+    quiet: Switch = False,
+) -> None:
+    """Train one method; what it needs is trained first, or given with --need.
+
+    Args:
+        method: One of `selftaught methods`.
+        data: Folder, list file, tar shards, .npz, or sample:things.
+        out: Folder of the run.
+        size: tiny (seconds), small (CPU minutes), paper (GPUs).
+        steps: Number of steps instead of the size's own.
+        seed: Seed of everything random.
+        set_fields: Change a field of the method's config; `selftaught methods METHOD` lists them.
+        need: Use an already learned run for a need, e.g. features=runs/dino.
+        device: cpu, or auto for the fastest one that is there.
+        quiet: No progress lines.
+    """
+    _check_method(method)
+    _check_data(data)
+    from selftaught.train import train as job
+
+    done = job(
+        method, data, out, size=size, steps=steps, seed=seed, set=set_fields, need=need, device=device, quiet=quiet
+    )
+    print(f"learned: {done}\nnext: selftaught evaluate {done}")
+
+
+def resume(run: Run, *, steps: Limit = None) -> None:
+    """Go on with a run that was stopped, bit for bit as if it had not been.
+
+    Args:
+        run: Folder of the run.
+        steps: New total number of steps.
+    """
+    _check_run(run)
+    if not (Path(run) / "config.json").is_file():
+        raise RunError(f"'{run}' is a run of `selftaught learn`.", do="Give that command again: it goes on.")
+    from selftaught.train import resume as job
+
+    print(f"learned: {job(run, steps=steps)}")
+
+
+def evaluate(
+    run: Run,
+    data: Positional[Annotated[str | None, arg(metavar="[DATA]")]] = None,
+    *,
+    json: Annotated[str | None, arg(metavar="FILE")] = None,
+    limit: Limit = None,
+) -> None:
+    """Score a run beside its baselines; labels and masks found with the data serve this and nothing else.
+
+    Args:
+        run: Folder of the run.
+        data: Other data than the run's own.
+        json: Also write the scores to this file.
+        limit: Use at most N pictures.
+    """
+    _check_run(run)
+    if data is not None:
+        _check_data(data)
+    from selftaught.evaluate import evaluate as job
+
+    _print_scores(job(run, data, json=json, limit=limit))
+
+
+def embed(run: Run, data: Data, *, out: str) -> None:
+    """Write one feature vector per picture.
+
+    Args:
+        run: Folder of the run.
+        data: Pictures to embed.
+        out: FILE.parquet or FILE.npz, with the keys path and embedding.
+    """
+    _check_run(run)
+    _check_data(data)
+    from selftaught.apply import embed as job
+
+    print(f"wrote {job(run, data, out)}")
+
+
+def segment(
+    run: Run,
+    data: Data,
+    *,
+    out: str,
+    threshold: Annotated[float, arg(metavar="FRACTION")] = 0.5,
+    min_area: Annotated[float, arg(metavar="FRACTION")] = 0.001,
+) -> None:
+    """Write a soft mask per picture and the boxes of the objects found.
+
+    Args:
+        run: Folder of the run.
+        data: Pictures to segment.
+        out: Folder for masks/STEM.png and objects.coco.json.
+        threshold: A pixel belongs to an object above this value of the soft mask (0 to 1).
+        min_area: Objects below this share of the picture are left out (0 to 1).
+    """
+    _check_run(run)
+    _check_data(data)
+    from selftaught.apply import segment as job
+
+    print(f"wrote {job(run, data, out, threshold=threshold, min_area=min_area)}")
+
+
+def methods(method: Positional[Annotated[str | None, arg(metavar="[METHOD]")]] = None) -> None:
+    """List the methods; with a name, list what can be set in that method's config.
+
+    Args:
+        method: Show the config fields of this method.
+    """
+    from selftaught import registry
+
+    if method is None:
+        for room in registry.ROOMS:
+            print(room)
+            for name, entry in registry.room_methods(room).items():
+                print(f"  {name:<10} {entry.summary}")
+        print("\n`selftaught methods METHOD` shows its config; `selftaught train METHOD DATA --out RUN` trains it.")
+        return
+    _check_method(method)
+    _print_fields(method, registry.load_class(method))
+
+
+def data(
+    action: Positional[Annotated[Literal["check"], arg(metavar="check")]],
+    source: Data,
+    *,
+    json: Annotated[str | None, arg(metavar="FILE")] = None,
+) -> None:
+    """`selftaught data check DATA` reports what is there and what is wrong with it.
+
+    Args:
+        action: The word check.
+        source: Folder, list file, tar shards, .npz, or sample:things.
+        json: Also write the report to this file.
+    """
+    _check_data(source)
+    from selftaught.data.check import check
+
+    report = check(source)
+    print("\n".join(report.lines()))
+    if json is not None:
+        from selftaught.core.config import write_json
+
+        write_json(Path(json), report.to_json())
+
+
+def export(
+    run: Run,
+    data: Positional[Annotated[str | None, arg(metavar="[DATA]")]] = None,
+    *,
+    formats: UseAppendAction[Annotated[tuple[Format, ...], arg(name="format")]] = (),
+    out: Annotated[str | None, arg(metavar="DIR")] = None,
+) -> None:
+    """Write what was learned in formats that other programs read.
+
+    Args:
+        run: Folder of the run.
+        data: Pictures to write masks, boxes and embeddings of, instead of the run's own.
+        formats: What to write; everything when not given.
+        out: Folder to write to, instead of RUN/export.
+    """
+    _check_run(run)
+    if data is not None:
+        _check_data(data)
+    from selftaught.apply import export as job
+
+    for path in job(run, formats, out, data=data):
+        print(f"wrote {path}")
+
+
+def doctor() -> None:
+    """Look at this machine: Python, torch, threads, bf16, memory, disk, cache, optional packages."""
+    from selftaught.doctor import examine, lines
+
+    checks = examine()
+    print("\n".join(lines(checks)))
+    if any(check.status == "bad" for check in checks):
+        raise SystemExit(1)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    verb.__name__: verb
+    for verb in (learn, train, resume, evaluate, embed, segment, methods, data, export, doctor)
+}
+
+
+def flags(verb: str) -> dict[str, str]:
+    """The flags and positional arguments of a verb, each with its default ("required" when it has none)."""
+    hints = typing.get_type_hints(VERBS[verb], include_extras=True)
+    found: dict[str, str] = {}
+    for name, parameter in inspect.signature(VERBS[verb]).parameters.items():
+        default = "required" if parameter.default is inspect.Parameter.empty else repr(parameter.default)
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            found[name] = default
+        else:
+            found["--" + (_given_name(hints[name]) or name).replace("_", "-")] = default
+    return found
+
+
+def _given_name(hint: Any) -> str | None:
+    """The name set with `tyro.conf.arg(name=...)` anywhere in a hint; type aliases flatten their annotations."""
+    for extra in getattr(hint, "__metadata__", ()):
+        if getattr(extra, "name", None):
+            return str(extra.name)
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; exits with the code of core.errors, and never with a traceback for a user's mistake."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _run(args)
+        sys.stdout.flush()
+    except SelftaughtError as error:
+        print(f"selftaught: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("selftaught: interrupted", file=sys.stderr)
+        raise SystemExit(EXIT_SIGINT) from None
+    except BrokenPipeError:
+        # The reader (`| head`) has enough; Python would complain once more while it closes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_USAGE) from None
+
+
+def _run(args: list[str]) -> None:
+    if args and args[0] in ("--version", "-V"):
+        from selftaught import __version__
+
+        print(f"selftaught {__version__}")
+        return
+    _check_words(args)
+    verbs: dict[str, Callable[..., Any]] = dict(VERBS)
+    tyro.extras.subcommand_cli_from_dict(
+        verbs, prog="selftaught", description=f"{HELP}\n\n{FIRST}", args=args or ["--help"]
+    )
+
+
+def _check_words(args: list[str]) -> None:
+    """Raise ConfigError with a suggestion for a verb or a flag that does not exist."""
+    if not args or args[0].startswith("-"):
+        return
+    verb = args[0]
+    if verb not in VERBS:
+        raise ConfigError(
+            f"There is no verb '{verb}'.{suggest(verb, VERBS)}",
+            expected="one of " + ", ".join(VERBS),
+            do="`selftaught --help` lists them with one line each.",
+        )
+    known = [name for name in flags(verb) if name.startswith("--")] + ["--help"]
+    for word in args[1:]:
+        name = word.partition("=")[0].replace("_", "-")
+        if name.startswith("--") and len(name) > 2 and name not in known:
+            raise ConfigError(
+                f"`selftaught {verb}` has no flag '{name}'.{suggest(name, known)}",
+                expected="one of " + ", ".join(sorted(known)),
+                do=f"`selftaught {verb} --help` explains them.",
+            )
+
+
+def _check_method(name: str) -> None:
+    from selftaught.registry import find
+
+    find(name)
+
+
+def _check_features(name: str) -> None:
+    """Raise ConfigError when a method exists but does not learn features."""
+    from selftaught.registry import find, room_methods
+
+    find(name)
+    if name not in room_methods("representation"):
+        raise ConfigError(
+            f"'{name}' does not learn features.", expected="one of " + ", ".join(room_methods("representation"))
+        )
+
+
+def _check_data(data: str) -> None:
+    """Raise DataError with a suggestion when a local path does not exist; everything else is the reader's job."""
+    if "://" in data or data.startswith("sample:") or any(letter in data for letter in "*?[{"):
+        return
+    path = Path(data).expanduser()
+    if not path.exists():
+        raise DataError(
+            f"There is no file or folder '{data}'.{_near(path)}",
+            expected="a folder of pictures, a .txt list, a .tar, a .npz, or sample:things",
+        )
+
+
+def _check_run(run: str) -> None:
+    """Raise RunError with a suggestion when a path is not the folder of a run."""
+    path = Path(run).expanduser()
+    if not path.is_dir():
+        raise RunError(f"There is no run '{run}'.{_near(path)}", expected="the folder that was given as --out")
+    if not any((path / name).is_file() for name in ("config.json", "learn.json")):
+        raise RunError(f"'{run}' is not a run: it has no config.json.", expected="the folder that was given as --out")
+
+
+def _near(path: Path) -> str:
+    """" Did you mean ...?" with the nearest name beside `path`, or the nearest name of its first missing parent."""
+    while not path.parent.is_dir():
+        path = path.parent
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except PermissionError:
+        return ""
+    hint = suggest(path.name, names)
+    return hint.replace("'", f"'{path.parent}{os.sep}", 1) if hint and str(path.parent) != "." else hint
+
+
+def _print_scores(scores: dict[str, Score]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not scores:
+        print("nothing to score: the data holds neither labels nor masks")
+        return
+    table = Table("score", "value", "95 %", "n", "better", "baselines", box=None, pad_edge=False)
+    for name, score in scores.items():
+        low, high = score.ci95
+        baselines = ", ".join(f"{key} {value:.3f}" for key, value in score.baselines.items())
+        table.add_row(
+            name, f"{score.value:.3f}", f"{low:.3f} to {high:.3f}", str(score.n), score.better, baselines or "-"
+        )
+    # Without a terminal rich assumes 80 columns and would fold every line of the table.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _print_fields(name: str, method: Any) -> None:
+    from selftaught.core.config import field_help, to_json
+    from selftaught.registry import find
+
+    print(f"{name}: {find(name).summary}")
+    needs = ", ".join(f"{need} (default {default})" for need, default in method.needs.items())
+    print(f"needs: {needs or 'nothing'}\n\nfields for --set, with their values at size small:")
+    values = to_json(method.sizes["small"])
+    for field, text in field_help(method.Config).items():
+        print(f"  {field}={values.get(field)}\n      {' '.join(text.split())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Precision, attention kernel and memory format, chosen by measuring a training step on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from selftaught.nets.vit import Attention
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a step is computed; frozen in the run folder, so that a resumed run computes the same numbers."""
+
+    precision: str = "fp32"
+    """fp32 or bf16 (autocast)."""
+    attention: str = "fused"
+    """fused (one kernel) or plain (two matrix products)."""
+    channels_last: bool = False
+    """Whether convolution weights and pictures keep channels last in memory."""
+    reason: str = "default"
+    """Why this was chosen, for people."""
+
+    def apply(self, module: nn.Module) -> None:
+        """Set a module up for the plan."""
+        for part in module.modules():
+            if isinstance(part, Attention):
+                part.kernel = self.attention
+        if has_convolutions(module):
+            module.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)  # type: ignore[call-overload]
+
+    def autocast(self, device: str = "cpu") -> torch.autocast:
+        """The context in which losses are computed."""
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def has_convolutions(module: nn.Module) -> bool:
+    """Whether the memory format can matter."""
+    return any(isinstance(m, nn.Conv2d) for m in module.modules())
+
+
+def candidates(module: nn.Module) -> list[Plan]:
+    """The plans worth measuring for this module."""
+    plans = [Plan("fp32"), Plan("bf16")]
+    if any(isinstance(m, Attention) for m in module.modules()):
+        plans += [replace(p, attention="plain") for p in plans]
+    if has_convolutions(module):
+        plans += [replace(p, channels_last=True) for p in plans if p.attention == "fused" or len(plans) == 2]
+    return plans
+
+
+def choose(module: nn.Module, step: Callable[[Plan], None], repeats: int = 2) -> Plan:
+    """Measure a step under each plan and keep the fastest; bf16 must win by a tenth to be taken.
+
+    Args:
+        module: what the step trains; set to each plan in turn.
+        step: runs forward and backward once under a plan, changing nothing that lasts.
+        repeats: timed calls per plan after one to warm up; the quickest counts.
+    """
+    seconds: dict[Plan, float] = {}
+    for plan in candidates(module):
+        plan.apply(module)
+        step(plan)
+        times = []
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            step(plan)
+            times.append(time.perf_counter() - begin)
+            if seconds and times[-1] > 2 * min(seconds.values()):
+                break
+        seconds[plan] = min(times)
+    best_fp32 = min((p for p in seconds if p.precision == "fp32"), key=lambda p: seconds[p])
+    best = min(seconds, key=lambda p: seconds[p])
+    if best.precision == "bf16" and seconds[best] > 0.9 * seconds[best_fp32]:
+        best = best_fp32
+    table = ", ".join(f"{describe(p)} {1e3 * s:.0f} ms" for p, s in sorted(seconds.items(), key=lambda x: x[1]))
+    best = replace(best, reason=f"fastest of the step times measured: {table}")
+    best.apply(module)
+    return best
+
+
+def describe(plan: Plan) -> str:
+    """The plan in a few words, e.g. "bf16, plain attention, channels last"."""
+    words = [plan.precision]
+    words += ["plain attention"] if plan.attention == "plain" else []
+    words += ["channels last"] if plan.channels_last else []
+    return ", ".join(words)

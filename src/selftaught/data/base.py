@@ -1,0 +1,175 @@
+"""What a source of pictures is, and the parts that one can be cut into.
+
+`Source.image(i)` gives pixels and is all that training may use; `Source.truth(i)` gives what is known about a picture
+and is for evaluation only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Union
+
+import numpy as np
+
+from selftaught.core.errors import DataError
+from selftaught.data import readers
+
+Raw = Union[bytes, Path]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known about one picture: `mask` uint8 (H, W) of ids (0 background, 255 ignore), class, object, group."""
+
+    mask: np.ndarray | None = None
+    label: str | None = None
+    object_id: str | None = None
+    source_id: str | None = None
+
+
+class Source(ABC):
+    """An ordered collection of pictures with unique keys.
+
+    `part` is "all", "train" or "test"; `notes` are remarks for a person (what was left out, and why).
+    """
+
+    name: str = "data"
+    part: str = "all"
+    keys: list[str]
+    has_masks: bool = False
+    has_labels: bool = False
+
+    def __init__(self) -> None:
+        self.keys = []
+        self.notes: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @abstractmethod
+    def image(self, i: int) -> np.ndarray:
+        """Return picture `i` as uint8 (H, W, 3); raises BadFile."""
+
+    def truth(self, i: int) -> Truth:
+        """Return what is known about picture `i`, for evaluation only; raises BadFile when its files are broken."""
+        return Truth()
+
+    def raw(self, i: int) -> Raw | None:
+        """Return the file of picture `i` (bytes or path), None when the source holds pixels; raises BadFile."""
+        return None
+
+    def resized(self, i: int, px: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """Return picture `i` stretched to uint8 (px, px, 3) and its original (H, W); raises BadFile."""
+        raw = self.raw(i)
+        if raw is not None:
+            return readers.decode_resized(raw, px)
+        image = self.image(i)
+        return readers.resize_array(image, px), (int(image.shape[0]), int(image.shape[1]))
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a hex digest of kind, relative names, sizes and modification times; file contents are not read."""
+
+
+class Subset(Source):
+    """The pictures of `source` at `indices`, in that order."""
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray, *, part: str | None = None) -> None:
+        super().__init__()
+        self.source = source
+        self.indices = [int(i) for i in indices]
+        self.keys = [source.keys[i] for i in self.indices]
+        self.part = source.part if part is None else part
+        self.name = source.name if part is None or part == "all" else f"{source.name}:{part}"
+        self.has_masks, self.has_labels = source.has_masks, source.has_labels
+        self.notes = list(source.notes)
+
+    def image(self, i: int) -> np.ndarray:
+        return self.source.image(self.indices[i])
+
+    def truth(self, i: int) -> Truth:
+        return self.source.truth(self.indices[i])
+
+    def raw(self, i: int) -> Raw | None:
+        return self.source.raw(self.indices[i])
+
+    def resized(self, i: int, px: int) -> tuple[np.ndarray, tuple[int, int]]:
+        return self.source.resized(self.indices[i], px)
+
+    def fingerprint(self) -> str:
+        return digest_of("subset", [self.source.fingerprint(), *map(str, self.indices)])
+
+
+class OfficialSplits(Source):
+    """Train and test parts one after the other; keys get the prefix `train/` or `test/`."""
+
+    def __init__(self, name: str, parts: dict[str, Source]) -> None:
+        super().__init__()
+        self.name = name
+        self.parts = parts
+        for part, source in parts.items():
+            source.part, source.name = part, f"{name}:{part}"
+        self._at = [(source, i) for source in parts.values() for i in range(len(source))]
+        self.keys = [f"{part}/{key}" for part, source in parts.items() for key in source.keys]
+        self.has_masks = any(source.has_masks for source in parts.values())
+        self.has_labels = any(source.has_labels for source in parts.values())
+        self.notes = [note for source in parts.values() for note in source.notes]
+
+    def image(self, i: int) -> np.ndarray:
+        source, j = self._at[i]
+        return source.image(j)
+
+    def truth(self, i: int) -> Truth:
+        source, j = self._at[i]
+        return source.truth(j)
+
+    def raw(self, i: int) -> Raw | None:
+        source, j = self._at[i]
+        return source.raw(j)
+
+    def resized(self, i: int, px: int) -> tuple[np.ndarray, tuple[int, int]]:
+        source, j = self._at[i]
+        return source.resized(j, px)
+
+    def fingerprint(self) -> str:
+        return digest_of("splits", [f"{part}={source.fingerprint()}" for part, source in self.parts.items()])
+
+
+def unique_keys(names: Sequence[str]) -> list[str]:
+    """Drop the suffix of each relative name; where two would become the same, those keep their suffix."""
+    stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
+    count, full = Counter(stems), set(names)
+    return [name if count[stem] > 1 or stem in full else stem for name, stem in zip(names, stems)]
+
+
+def digest_of(kind: str, lines: Iterable[str]) -> str:
+    """Return a sha256 hex digest of a kind and lines of text; names that are not UTF-8 are kept apart."""
+    state = hashlib.sha256(kind.encode())
+    for line in lines:
+        state.update(b"\0" + line.encode("utf-8", "surrogateescape"))
+    return state.hexdigest()
+
+
+def split_indices(keys: Sequence[str], split: str) -> list[int]:
+    """Return the indices of "train" (80 %) or "test" (20 %) by the sha256 of each key, so that adding files moves none.
+
+    Both parts have at least one picture when there are two or more; raises DataError for a test part of one picture.
+    """
+    if split == "all":
+        return list(range(len(keys)))
+    ranks = [int(hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:12], 16) for key in keys]
+    in_test = {i for i, rank in enumerate(ranks) if rank < 16**12 // 5}
+    if len(keys) == 1:
+        in_test = set()
+    elif not in_test:
+        in_test = {min(range(len(keys)), key=ranks.__getitem__)}
+    elif len(in_test) == len(keys):
+        in_test.discard(max(range(len(keys)), key=ranks.__getitem__))
+    if split == "test" and not in_test:
+        raise DataError("one picture cannot be split into train and test", do="give more pictures, or split 'all'")
+    return [i for i in range(len(keys)) if (i in in_test) == (split == "test")]

@@ -1,0 +1,344 @@
+"""All pictures of a source, decoded once, stretched to one size and kept as one memory-mapped uint8 file.
+
+Training reads only this. A cache is a folder `NAME-PXpx-KEY/` with `images.u8` (N, 3, S, S) and `index.json`, where KEY
+comes from the source's fingerprint. It is built in `.partial-KEY/`, which a later call continues after an interruption,
+and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from selftaught.core.errors import EXIT_DATA, EXIT_DISK, DataError
+from selftaught.data.base import Source
+from selftaught.data.readers import BadFile
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA = 1
+THREADS = max(2, min(8, os.cpu_count() or 2))
+_CHUNK = 512
+_SPOTS = 64
+_SPARE_BYTES = 32 * 2**20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+Report = Callable[[int, int], None]
+
+
+@dataclass
+class ImageSet:
+    """Pictures of one size: `images` memory map uint8 (N, 3, S, S), `sizes` original (H, W) int64 (N, 2).
+
+    `source_index` (N,) says which picture of the source each row is; `bad` names what could not be read, and why.
+    """
+
+    images: np.ndarray
+    keys: list[str]
+    sizes: np.ndarray
+    source_index: np.ndarray
+    bad: list[tuple[str, str]]
+    image_px: int
+    name: str
+    folder: Path
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor:
+        """Return uint8 (B, 3, S, S), a copy in memory."""
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(self.images[np.asarray(indices, dtype=np.int64)]))
+
+
+def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of all caches: the argument, else $SELFTAUGHT_CACHE, else ~/.cache/selftaught."""
+    if cache_dir is not None:
+        return Path(cache_dir)
+    told = os.environ.get("SELFTAUGHT_CACHE")
+    return Path(told).expanduser() if told else Path.home() / ".cache" / "selftaught"
+
+
+def build_cache(
+    source: Source,
+    image_px: int,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    max_bad_frac: float = 0.2,
+    report: Report | None = None,
+) -> ImageSet:
+    """Return the pictures of `source` at `image_px` x `image_px`, from the cache when it is whole and true.
+
+    `report(done, total)` is called while decoding. Raises DataError with exit code 3 when more than `max_bad_frac` of
+    the pictures (or all) cannot be read, 5 when the disk has no room.
+    """
+    if image_px < 1:
+        raise DataError(f"image_px is {image_px}", expected="at least 1")
+    total, fingerprint = len(source), source.fingerprint()
+    key = hashlib.sha256(f"{SCHEMA}|{image_px}|{fingerprint}".encode()).hexdigest()[:16]
+    root = cache_root(cache_dir)
+    folder = root / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', source.name)[:60]}-{image_px}px-{key}"
+    with _writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with _only_one(root / f".{key}.lock"):
+            found = _open(folder, source, image_px, fingerprint)
+            if found is None:
+                shutil.rmtree(folder, ignore_errors=True)
+                work = _Work(root / f".partial-{key}", source, image_px)
+                work.build(max_bad_frac, report, fingerprint, folder)
+                found = _open(folder, source, image_px, fingerprint)
+    if found is None:
+        raise DataError(f"the cache {folder} does not read back as it was written", do="check the disk, try again")
+    _refuse(found.bad, total, total, max_bad_frac)
+    return found
+
+
+@dataclass
+class _Work:
+    """A cache being built: pictures are appended in order, and every `_CHUNK` of them is recorded in a journal."""
+
+    folder: Path
+    source: Source
+    image_px: int
+    done: int = 0
+    rows: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    bad: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def images_path(self) -> Path:
+        return self.folder / "images.u8"
+
+    @property
+    def row_bytes(self) -> int:
+        return 3 * self.image_px * self.image_px
+
+    def build(self, max_bad_frac: float, report: Report | None, fingerprint: str, folder: Path) -> None:
+        """Decode, index and rename; a full disk gets its room back, any other interruption can be continued."""
+        try:
+            self.run(max_bad_frac, report)
+            self.finish(fingerprint, folder)
+        except OSError as error:
+            if error.errno in _FULL:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+
+    def run(self, max_bad_frac: float, report: Report | None) -> None:
+        """Decode what the journal does not have yet."""
+        total = len(self.source)
+        self._resume(total)
+        self._check_room(total)
+        if report is not None:
+            report(self.done, total)
+        with self.images_path.open("ab") as images, (self.folder / "journal.jsonl").open("ab") as journal:
+            images.truncate(len(self.rows) * self.row_bytes)
+            images.seek(0, os.SEEK_END)
+            marks = (len(self.rows), len(self.bad))
+            for i, result in decoded_in_order(self.source, self.image_px, self.done):
+                if isinstance(result, BadFile):
+                    self.bad.append((i, result.reason))
+                    _refuse(self._named(), i + 1, total, max_bad_frac)
+                else:
+                    pixels, size = result
+                    images.write(np.ascontiguousarray(pixels.transpose(2, 0, 1)).data)
+                    self.rows.append(i)
+                    self.sizes.append(size)
+                self.done = i + 1
+                if self.done % _CHUNK == 0 or self.done == total:
+                    _to_disk(images)
+                    self._record(journal, *marks)
+                    marks = (len(self.rows), len(self.bad))
+                if report is not None and (self.done % 32 == 0 or self.done == total):
+                    report(self.done, total)
+        _refuse(self._named(), total, total, max_bad_frac)
+
+    def finish(self, fingerprint: str, folder: Path) -> None:
+        """Write the index, then give the whole folder its name."""
+        images = np.memmap(self.images_path, np.uint8, "r", shape=(len(self.rows), self.row_bytes))
+        index = {
+            "schema": SCHEMA,
+            "name": self.source.name,
+            "image_px": self.image_px,
+            "fingerprint": fingerprint,
+            "keys": [self.source.keys[i] for i in self.rows],
+            "sizes": self.sizes,
+            "source_index": self.rows,
+            "bad": self._named(),
+            "spots": _spots(images),
+        }
+        del images
+        with (self.folder / "index.json").open("wb") as stream:
+            stream.write(json.dumps(index).encode())
+            _to_disk(stream)
+        (self.folder / "journal.jsonl").unlink(missing_ok=True)
+        os.replace(self.folder, folder)
+        _sync_folder(folder.parent)
+
+    def _named(self) -> list[tuple[str, str]]:
+        return [(self.source.keys[i], reason) for i, reason in self.bad]
+
+    def _resume(self, total: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        have = self.images_path.stat().st_size if self.images_path.exists() else 0
+        journal = self.folder / "journal.jsonl"
+        good_bytes = 0
+        for line in journal.read_bytes().splitlines(keepends=True) if journal.exists() else []:
+            try:
+                entry = json.loads(line)
+                whole = line.endswith(b"\n") and self.done < entry["done"] <= total
+            except (ValueError, KeyError, TypeError):
+                whole = False
+            if not whole or (len(self.rows) + len(entry["rows"])) * self.row_bytes > have:
+                break
+            self.done = entry["done"]
+            self.rows += entry["rows"]
+            self.sizes += [(int(h), int(w)) for h, w in entry["sizes"]]
+            self.bad += [(int(i), str(reason)) for i, reason in entry["bad"]]
+            good_bytes += len(line)
+        if journal.exists():
+            os.truncate(journal, good_bytes)
+
+    def _record(self, journal: BinaryIO, rows_from: int, bad_from: int) -> None:
+        entry = {
+            "done": self.done,
+            "rows": self.rows[rows_from:],
+            "sizes": self.sizes[rows_from:],
+            "bad": self.bad[bad_from:],
+        }
+        journal.write(json.dumps(entry).encode() + b"\n")
+        _to_disk(journal)
+
+    def _check_room(self, total: int) -> None:
+        need = (total - self.done) * self.row_bytes + _SPARE_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if free < need:
+            raise DataError(
+                f"the cache of {total:,} pictures needs {need / 2**30:.2f} GB, {free / 2**30:.2f} GB are free",
+                why=f"decoded pictures are kept in {self.folder.parent}",
+                do="free some room, set SELFTAUGHT_CACHE to another disk, or take a smaller image_px",
+                exit_code=EXIT_DISK,
+            )
+
+
+def decoded_in_order(source: Source, px: int, start: int = 0) -> Iterator[tuple[int, Any]]:
+    """Yield (index, (pixels, size) or BadFile) in order; a few pictures are decoded ahead in threads."""
+
+    def one(i: int) -> Any:
+        try:
+            return source.resized(i, px)
+        except BadFile as error:
+            return error
+
+    waiting: deque[tuple[int, Future[Any]]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for i in range(start, len(source)):
+                waiting.append((i, pool.submit(one, i)))
+                if len(waiting) >= 8 * THREADS:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _refuse(bad: list[tuple[str, str]], seen: int, total: int, max_bad_frac: float) -> None:
+    """Raise DataError (exit code 3) when too many pictures are broken, or all."""
+    if len(bad) <= max_bad_frac * total and len(bad) < total:
+        return
+    shown = [f"  {key}: {reason}" for key, reason in bad[:10]]
+    more = [f"  and {len(bad) - 10} more"] if len(bad) > 10 else []
+    so_far = "" if seen == total else f" among the first {seen}"
+    raise DataError(
+        "\n".join([f"{len(bad)} of {total} pictures cannot be read{so_far}:", *shown, *more]),
+        expected=f"at most {max_bad_frac:.0%} broken (max_bad_frac)",
+        do="repair or remove them, or allow a larger share",
+        exit_code=EXIT_DATA,
+    )
+
+
+def _open(folder: Path, source: Source, px: int, fingerprint: str) -> ImageSet | None:
+    """Return the cache in `folder`, or None when it is missing, torn, or of other data."""
+    try:
+        index = json.loads((folder / "index.json").read_bytes())
+        rows = len(index["keys"])
+        same = index["schema"] == SCHEMA and index["fingerprint"] == fingerprint and index["image_px"] == px
+        whole = (folder / "images.u8").stat().st_size == rows * 3 * px * px
+        if not (same and whole and rows == len(index["sizes"]) == len(index["source_index"])):
+            return None
+        flat = np.memmap(folder / "images.u8", np.uint8, "r", shape=(rows, 3 * px * px))
+        if _spots(flat) != index["spots"]:
+            return None
+        bad = [(str(key), str(reason)) for key, reason in index["bad"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    images = flat.reshape(rows, 3, px, px)
+    sizes = np.asarray(index["sizes"], np.int64).reshape(rows, 2)
+    picked = np.asarray(index["source_index"], np.int64)
+    return ImageSet(images, index["keys"], sizes, picked, bad, px, source.name, folder)
+
+
+def _spots(images: np.ndarray) -> list[int]:
+    """Return check sums of up to 64 rows spread over the file: they notice pages that a crash left empty."""
+    rows = np.unique(np.linspace(0, len(images) - 1, min(_SPOTS, len(images))).astype(np.int64))
+    return [zlib.crc32(np.ascontiguousarray(images[row]).data) for row in rows]
+
+
+def _to_disk(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder to flush it
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """Let one process at a time build a cache; others wait and then find it. The lock ends with its process."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows: two builders would only do the work twice
+        yield
+        return
+    with lock.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in _FULL
+        raise DataError(
+            f"the cache in {root} cannot be written ({error.strerror or error})",
+            do="free some room" if full else "set SELFTAUGHT_CACHE to a folder that can be written",
+            exit_code=EXIT_DISK if full else 2,
+        ) from error

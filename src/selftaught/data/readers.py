@@ -1,0 +1,252 @@
+"""From the bytes of one picture file to pixels; every file that cannot be read is named with its reason.
+
+The rules are the same for all sources: EXIF rotation is applied, alpha is laid over mid grey, 16-bit values are divided
+by 257, colour spaces become RGB, and of several frames the first is taken. The limit on pixels is checked in the
+header, before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Union
+
+import numpy as np
+from PIL import Image
+
+from selftaught.core.errors import DataError
+
+Readable = Union[bytes, bytearray, memoryview, str, "os.PathLike[str]"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+MAX_PIXELS = 64_000_000
+MAX_FILE_BYTES = 256 * 2**20
+MID_GREY = 128
+IGNORE_ID = 255
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pictures above our own limit are refused with a reason; Pillow's warning would only repeat it on the terminal.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class BadFile(DataError):
+    """A picture or mask that cannot be used; `reason` says why in a few words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        """Pickle by the reason alone, so that the error crosses process borders."""
+        return type(self), (self.reason,)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the head of a picture file says: format, Pillow mode, and size in pixels before rotation."""
+
+    format: str
+    mode: str
+    height: int
+    width: int
+
+
+def decode(data: Readable, *, max_pixels: int = MAX_PIXELS, at_least_px: int | None = None) -> np.ndarray:
+    """Decode one picture (bytes of a file, or a path) to uint8 (H, W, 3) RGB.
+
+    With `at_least_px` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, no side below `at_least_px` unless it was.
+    Raises BadFile with the reason.
+    """
+    return np.array(_load_rgb(data, max_pixels, at_least_px)[0])
+
+
+def decode_resized(data: Readable, px: int, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decode and stretch one picture to uint8 (px, px, 3); also return the (H, W) of the whole picture, upright.
+
+    Antialiased bilinear; JPEGs are decoded at a reduced size that keeps twice the pixels needed. Raises BadFile.
+    """
+    image, size = _load_rgb(data, max_pixels, 2 * px)
+    return np.array(_stretch(image, px)), size
+
+
+def resize_array(image: np.ndarray, px: int) -> np.ndarray:
+    """Stretch uint8 (H, W, 3) to (px, px, 3), antialiased bilinear, the same filter as `decode_resized`."""
+    return np.array(_stretch(Image.fromarray(image), px))
+
+
+def read_header(data: Readable, *, max_pixels: int = MAX_PIXELS) -> Header:
+    """Read format, mode and size without decoding; raises BadFile."""
+    with _open_stream(data) as stream, _open_image(stream, max_pixels) as image:
+        return Header(str(image.format), image.mode, image.height, image.width)
+
+
+def decode_mask(data: Readable, *, max_pixels: int = MAX_PIXELS, binary_255: bool = False) -> np.ndarray:
+    """Decode an instance map to uint8 (H, W): 0 = background, 1..254 = objects, 255 = ignore.
+
+    Palette files give their indices. With `binary_255` a map that holds nothing but 0 and 255 is taken as a drawn
+    silhouette: 255 becomes object 1. Raises BadFile for colours, more than 255 ids and whatever `decode` refuses.
+    """
+    with _open_stream(data) as stream, _open_image(stream, max_pixels) as image:
+        _load_pixels(image)
+        values = np.asarray(image)
+    if values.ndim == 3:
+        grey = values[..., 0]
+        if image.mode not in ("LA", "PA") and not (values[..., :3] == grey[..., None]).all():
+            raise BadFile("a mask in colours; its values must be ids (8-bit grey or palette)")
+        values = grey
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8)
+    if values.dtype != np.uint8:
+        if not np.isfinite(values).all() or values.min() < 0 or values.max() > IGNORE_ID:
+            raise BadFile("a mask with ids outside 0..255")
+        values = values.astype(np.uint8)
+    if binary_255 and np.isin(values, (0, IGNORE_ID)).all():
+        return (values > 0).astype(np.uint8)
+    return np.array(values)
+
+
+def _load_rgb(data: Readable, max_pixels: int, at_least_px: int | None) -> tuple[Image.Image, tuple[int, int]]:
+    with _open_stream(data) as stream, _open_image(stream, max_pixels) as image:
+        width, height = image.size
+        drafted = at_least_px is not None and image.format in ("JPEG", "MPO")
+        if drafted and at_least_px is not None:
+            image.draft(image.mode, (at_least_px, at_least_px))
+        _load_pixels(image)
+        orientation = _orientation(image)
+        try:
+            rgb = _to_rgb(image)
+            if orientation in _TRANSPOSE:
+                rgb = rgb.transpose(_TRANSPOSE[orientation])
+        except BadFile:
+            raise
+        except Exception as error:  # whatever a plugin raises on a hostile file must stay one bad file
+            raise BadFile(f"colour mode {image.mode} cannot become RGB ({error})") from error
+    if not drafted:
+        width, height = rgb.size
+    elif orientation >= 5:
+        width, height = height, width
+    return rgb, (height, width)
+
+
+def _stretch(image: Image.Image, px: int) -> Image.Image:
+    return image if image.size == (px, px) else image.resize((px, px), Image.Resampling.BILINEAR)
+
+
+def _open_stream(data: Readable) -> BinaryIO:
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        if len(data) == 0:
+            raise BadFile("empty file")
+        return io.BytesIO(data)
+    path = Path(data)
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):  # opening a pipe or a device could block for ever
+            raise BadFile("a folder, not a file" if stat.S_ISDIR(info.st_mode) else "not a regular file")
+        if info.st_size == 0:
+            raise BadFile("empty file")
+        if info.st_size > MAX_FILE_BYTES:
+            raise BadFile(f"file of {info.st_size / 2**20:.0f} MB, the limit is {MAX_FILE_BYTES // 2**20} MB")
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise BadFile("dangling link" if path.is_symlink() else "the file does not exist") from error
+    except PermissionError as error:
+        raise BadFile("no permission to read it") from error
+    except OSError as error:
+        raise BadFile(f"cannot be opened ({error.strerror or error})") from error
+
+
+def _open_image(stream: BinaryIO, max_pixels: int) -> Image.Image:
+    try:
+        head = stream.read(512)
+        stream.seek(0)
+        image = Image.open(stream, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadFile(f"more than {max_pixels / 1e6:.0f} million pixels") from error
+    except Exception as error:  # whatever a plugin raises on a hostile file must stay one bad file
+        raise BadFile(_what_else(head, error)) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadFile(f"{width}x{height}, more than {max_pixels / 1e6:g} million pixels")
+    if width == 0 or height == 0:
+        raise BadFile(f"{width}x{height}, no pixels")
+    return image
+
+
+def _load_pixels(image: Image.Image) -> None:
+    try:
+        image.load()
+    except Exception as error:  # whatever a plugin raises on a hostile file must stay one bad file
+        text = str(error)
+        cut = isinstance(error, EOFError) or any(s in text for s in ("truncated", "premature", "unpack", "not enough"))
+        raise BadFile(f"truncated {image.format} file" if cut else f"broken {image.format} file ({text})") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a broken EXIF block says nothing about the pixels: keep them as they are
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode.startswith("I") or mode == "F":
+        return Image.fromarray(_wide_to_uint8(np.asarray(image))).convert("RGB")
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        ground = Image.new("RGBA", rgba.size, (MID_GREY, MID_GREY, MID_GREY, 255))
+        return Image.alpha_composite(ground, rgba).convert("RGB")
+    return image.convert("RGB") if mode != "RGB" else image
+
+
+def _wide_to_uint8(values: np.ndarray) -> np.ndarray:
+    """Scale 16-bit, 32-bit or float grey to uint8 by the range that its type and values say."""
+    wide = values.astype(np.float64)
+    if not np.isfinite(wide).all():
+        raise BadFile("holds values that are not finite")
+    low, high = float(wide.min()), float(wide.max())
+    if values.dtype.itemsize == 2 and low >= 0:
+        wide = wide / 257.0
+    elif values.dtype.kind == "f" and low >= 0 and high <= 1:
+        wide = wide * 255.0
+    elif low >= 0 and high <= 255:
+        pass
+    elif low >= 0 and high <= 65535:
+        wide = wide / 257.0
+    else:
+        wide = (wide - low) * (255.0 / (high - low)) if high > low else np.zeros_like(wide)
+    return np.rint(wide).astype(np.uint8)
+
+
+def _what_else(head: bytes, error: Exception) -> str:
+    """Say what a file is that no allowed format recognises."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "an HTML page, not a picture"
+    if text.startswith((b"<svg", b"<?xml")):
+        return "an SVG or XML text, not a pixel picture"
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the picture (run git lfs pull)"
+    if head[4:8] == b"ftyp":
+        kind = head[8:12].decode("latin-1")
+        return f"a {kind.strip()} file (HEIC, AVIF or video); convert it to JPEG or PNG"
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")):
+        return f"truncated or broken header ({type(error).__name__})"
+    return "not a picture of a known format (" + ", ".join(FORMATS) + ")"

@@ -1,0 +1,143 @@
+"""Open learned runs: `load(run).embed(pictures)`, `load(run).segment(pictures)`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selftaught.core import checkpoint
+from selftaught.core.config import from_json, read_json
+from selftaught.core.errors import DataError, RunError
+from selftaught.method import Method
+from selftaught.registry import load_class
+
+
+def load_method(run: str | os.PathLike[str]) -> Method:
+    """Rebuild a run's method with its needs and its newest good weights, frozen and in evaluation mode."""
+    run = Path(run)
+    if not (run / "config.json").exists():
+        raise RunError(f"{run} is no run folder.", expected="a folder with config.json")
+    saved = read_json(run / "config.json")
+    cls = load_class(saved["method"])
+    folder = checkpoint.latest(run / "checkpoints")
+    if folder is None:
+        raise RunError(f"{run} has no checkpoint that can be read.", do=f"selftaught resume {run}")
+    method: Method = cls(from_json(cls.Config, saved["config"]), open_needs(run, saved["needs"]))
+    tensors, _ = checkpoint.load(folder)
+    try:
+        method.load_state_dict(tensors.get("model", {}))
+    except RuntimeError as error:
+        raise RunError(f"The weights in {folder} do not fit its config.", why=str(error)) from error
+    return method.eval().requires_grad_(False)
+
+
+def open_needs(run: Path, needs: Mapping[str, str]) -> dict[str, Method]:
+    """Load what a run needs; paths are relative to the run folder, or absolute."""
+    return {name: load_method(Path(run) / path) for name, path in needs.items()}
+
+
+class Learned:
+    """What a run has learned, behind two calls that take any pictures.
+
+    Pictures may be a list of (H, W, 3) uint8 arrays of any sizes, one (N, H, W, 3) uint8 array, or a (N, 3, H, W) float tensor in [0, 1].
+    """
+
+    def __init__(self, run: str | os.PathLike[str]):
+        self.run = segmenter_run(Path(run))
+        self.method = load_method(self.run)
+        providers = [self.method, *self.method.given.values()]
+        self._by_capability: dict[str, Any] = {}
+        for provider in providers:
+            for capability in provider.capabilities:
+                self._by_capability.setdefault(capability, provider)
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What can be asked of it: embed, segment, inpaint."""
+        return tuple(self._by_capability)
+
+    def provider(self, capability: str) -> Any:
+        """The method that offers a capability; raises RunError when none does."""
+        if capability not in self._by_capability:
+            raise RunError(
+                f"{self.run} cannot {capability}: it holds {self.method.name}.", expected=f"one that offers {', '.join(self.capabilities)}"
+            )
+        return self._by_capability[capability]
+
+    @torch.no_grad()
+    def embed(self, images: Any, batch_size: int = 64) -> np.ndarray[Any, Any]:
+        """(N, D) float32 vectors; pictures are resized to the square that the network was trained on."""
+        provider = self.provider("embed")
+        batches = [
+            provider.embed(torch.stack([to_square(x, provider.image_px) for x in part])).numpy()
+            for part in chunks(as_pictures(images), batch_size)
+        ]
+        return np.concatenate(batches) if batches else np.zeros((0, 0), np.float32)
+
+    @torch.no_grad()
+    def segment(self, images: Any, batch_size: int = 64) -> list[np.ndarray[Any, Any]]:
+        """Soft object masks in [0, 1], one (H, W) float32 array per picture, at the picture's own size."""
+        provider = self.provider("segment")
+        masks: list[np.ndarray[Any, Any]] = []
+        pictures = as_pictures(images)
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for i, picture in enumerate(pictures):
+            by_shape.setdefault(tuple(picture.shape), []).append(i)
+        found: dict[int, np.ndarray[Any, Any]] = {}
+        for same in by_shape.values():
+            for part in chunks(same, batch_size):
+                out = provider.segment(torch.stack([pictures[i] for i in part]))
+                found |= {i: mask.numpy() for i, mask in zip(part, out, strict=True)}
+        masks = [found[i] for i in range(len(pictures))]
+        return masks
+
+
+def load(run: str | os.PathLike[str]) -> Learned:
+    """Open what a run has learned (a training's folder, or that of `selftaught learn`)."""
+    return Learned(run)
+
+
+def segmenter_run(run: Path) -> Path:
+    """The training inside a folder of `selftaught learn`: its mask network when there is one, its features otherwise."""
+    if (run / "config.json").exists() or not (run / "learn.json").exists():
+        return run
+    for part in ("masks", "objects", "features"):
+        if checkpoint.latest(run / part / "checkpoints"):
+            return run / part
+    raise RunError(f"{run} has learned nothing yet.", do="Run the same `selftaught learn` command again; it continues.")
+
+
+def as_pictures(images: Any) -> list[Tensor]:
+    """Turn what a user gives into a list of (3, H, W) float tensors in [0, 1]; raises DataError for anything else."""
+    if isinstance(images, Tensor):
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise DataError(f"Got a {tuple(images.shape)} {images.dtype} tensor.", expected="float (N, 3, H, W) in [0, 1]")
+        if not bool(torch.isfinite(images).all()) or float(images.min()) < 0 or float(images.max()) > 1:
+            raise DataError("The tensor holds values outside of [0, 1] or not finite.", expected="float in [0, 1]")
+        return list(images)
+    pictures = []
+    for i, image in enumerate(images):
+        array = np.asarray(image)
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+            raise DataError(f"Picture {i} is {array.shape} {array.dtype}.", expected="(H, W, 3) uint8")
+        pictures.append(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))).float() / 255)
+    return pictures
+
+
+def to_square(picture: Tensor, px: int) -> Tensor:
+    """Resize (3, H, W) to (3, px, px), antialiased; the aspect ratio is given up so that nothing is cut off."""
+    if picture.shape[1:] == (px, px):
+        return picture
+    resize = torch.nn.functional.interpolate
+    return resize(picture[None], size=(px, px), mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
+
+
+def chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Cut a sequence into parts of at most `size`."""
+    return [items[i : i + size] for i in range(0, len(items), size)]

@@ -1,0 +1,92 @@
+"""How good masks are: Acc, IoU, maxF, S, E, MAE, CorLoc and AP, against a centre box, the whole picture, colour and an untrained cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from selftaught.measure.baselines import mask_baselines
+from selftaught.measure.boxes import average_precision, corloc, instance_boxes, largest_component_box
+from selftaught.measure.masks import accuracy, iou, max_f_score
+from selftaught.measure.saliency import e_measure, mae, s_measure
+from selftaught.measure.score import Score, score_of
+
+if TYPE_CHECKING:
+    from selftaught.method import EvalData, Segments
+
+MAX_PICTURES = 1024
+Masks = Sequence["np.ndarray[Any, Any]"]
+
+
+@torch.no_grad()
+def segment_all(method: Segments, pictures: Sequence[np.ndarray[Any, Any]], batch_size: int = 64) -> list[np.ndarray[Any, Any]]:
+    """Soft masks (H, W) float32 in [0, 1] of (H, W, 3) uint8 pictures of any sizes; pictures of one size share a batch."""
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for i, picture in enumerate(pictures):
+        by_shape.setdefault(picture.shape, []).append(i)
+    found: dict[int, np.ndarray[Any, Any]] = {}
+    for same in by_shape.values():
+        for start in range(0, len(same), batch_size):
+            part = same[start : start + batch_size]
+            stack = torch.from_numpy(np.stack([pictures[i] for i in part])).permute(0, 3, 1, 2).float() / 255
+            for i, mask in zip(part, method.segment(stack), strict=True):
+                found[i] = mask.float().cpu().numpy()
+    return [found[i] for i in range(len(pictures))]
+
+
+def mask_scores(predictions: Masks, truths: Masks, baselines: Mapping[str, Masks]) -> dict[str, Score]:
+    """All scores of soft masks against instance maps, with the same measure of each baseline's masks beside.
+
+    Args:
+        predictions: N (H, W) arrays in [0, 1].
+        truths: N (H, W) instance maps, 0 = background, 255 = ignore.
+        baselines: name -> N (H, W) arrays in [0, 1].
+    """
+    boxes = [instance_boxes(t) for t in truths]
+
+    def located(masks: Masks) -> np.ndarray[Any, Any]:
+        return corloc([largest_component_box(m) for m in masks], boxes)
+
+    def ap50(masks: Masks) -> float:
+        single = [largest_component_box(m) for m in masks]
+        found = [np.zeros((0, 4)) if b is None else b[None] for b in single]
+        weights = [np.zeros(0) if b is None else np.array([m.max()]) for b, m in zip(single, masks, strict=True)]
+        return average_precision(found, weights, boxes)["AP50"]
+
+    def beside(measure: Any) -> dict[str, float]:
+        return {name: float(np.nanmean(measure(masks, truths))) for name, masks in baselines.items()}
+
+    value = ap50(predictions)
+    return {
+        "iou": score_of(iou(predictions, truths), unit="IoU", baselines=beside(iou)),
+        "accuracy": score_of(accuracy(predictions, truths), unit="share of pixels", baselines=beside(accuracy)),
+        "max_f": max_f_score(predictions, truths, baselines=dict(baselines)),
+        "corloc": score_of(
+            located(predictions), unit="share of pictures", baselines={n: float(np.nanmean(located(m))) for n, m in baselines.items()}
+        ),
+        "s_measure": score_of(s_measure(predictions, truths), unit="S", baselines=beside(s_measure)),
+        "e_measure": score_of(e_measure(predictions, truths), unit="E", baselines=beside(e_measure), note="adaptive threshold"),
+        "mae": score_of(mae(predictions, truths), better="lower", unit="[0,1]", baselines=beside(mae)),
+        "ap50_single_box": Score(
+            value, len(truths), (value, value), "higher", "AP", {n: ap50(m) for n, m in baselines.items()},
+            "one box per picture against all objects; no interval",
+        ),
+    }  # fmt: skip
+
+
+def segmentation_scores(method: Segments, data: EvalData, others: Mapping[str, Segments]) -> dict[str, Score]:
+    """Segment the test pictures that have masks, at their own size, and score them; `others` are baselines that segment too."""
+    indices = [i for i in range(len(data.test)) if data.test.has_mask(i)]
+    indices = [indices[k] for k in np.linspace(0, len(indices) - 1, min(len(indices), MAX_PICTURES)).astype(int)] if indices else []
+    if not indices:
+        data.notes.append("no masks were found, so objects could not be scored")
+        return {}
+    pictures = [data.test.picture(i) for i in indices]
+    truths = [data.test.mask(i) for i in indices]
+    baselines: dict[str, Masks] = dict(mask_baselines(pictures))
+    for name, other in others.items():
+        baselines[name] = segment_all(other, pictures)
+    return mask_scores(segment_all(method, pictures), truths, baselines)

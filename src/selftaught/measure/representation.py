@@ -1,0 +1,77 @@
+"""How good an embedding is: nearest neighbours, linear probe and rank, against raw pixels, HOG and the untrained network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from selftaught.measure.features import feature_scores, rank_me
+from selftaught.measure.pixels import hog, raw_pixels
+from selftaught.measure.score import Score
+
+if TYPE_CHECKING:
+    from selftaught.data.cache import ImageSet
+    from selftaught.method import Embeds, EvalData
+
+MAX_BANK = 10_000
+MAX_TEST = 5_000
+
+
+@torch.no_grad()
+def embed_all(method: Embeds, images: ImageSet, count: int | None = None, batch_size: int = 256) -> np.ndarray[Any, Any]:
+    """(N, D) float32 embeddings of the first `count` cached pictures."""
+    count = len(images) if count is None else min(count, len(images))
+    parts = [
+        method.embed(images.batch(np.arange(i, min(i + batch_size, count))).float() / 255).float().cpu().numpy()
+        for i in range(0, count, batch_size)
+    ]
+    return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+
+def representation_scores(method: Embeds, untrained: Embeds, data: EvalData) -> dict[str, Score]:
+    """Scores `knn20`, `knn200`, `linear_probe`, `rank_me`; only `rank_me` where no labels exist.
+
+    The bank is the first 10,000 training pictures, the test set the first 5,000 test pictures (sets come shuffled, or are spread
+    evenly here).
+    """
+    test_labels = data.test.labels()
+    bank_labels = data.train.labels() if data.train is not None else None
+    if data.train is None or test_labels is None or bank_labels is None:
+        embedded = embed_all(method, (data.train or data.test).images, MAX_BANK)
+        value = rank_me(embedded)
+        note = f"of {embedded.shape[1]} dimensions; no labels were found, so neighbours could not be scored"
+        return {"rank_me": Score(value, len(embedded), (value, value), "higher", "dimensions", {}, note)}
+    train, bank_labels = spread(data.train, bank_labels, MAX_BANK)
+    test, test_labels = spread(data.test, test_labels, MAX_TEST)
+    pictures = train.images, test.images
+    baselines = {
+        "raw_pixels": tuple(raw_pixels(x) for x in pictures),
+        "hog": tuple(hog(x) for x in pictures),
+        "untrained": (embed_all(untrained, train), embed_all(untrained, test)),
+    }
+    return feature_scores(
+        embed_all(method, train), bank_labels, embed_all(method, test), test_labels, baselines, data.seed
+    )  # type: ignore[arg-type]
+
+
+class Spread:
+    """Some pictures of an evaluation set, with the interface that embedding needs."""
+
+    def __init__(self, images: ImageSet, indices: np.ndarray[Any, Any]):
+        self.images = np.asarray(images.images[indices])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: np.ndarray[Any, Any]) -> torch.Tensor:
+        """(B, 3, S, S) uint8."""
+        return torch.from_numpy(np.ascontiguousarray(self.images[indices]))
+
+
+def spread(data: Any, labels: np.ndarray[Any, Any], limit: int) -> tuple[Any, np.ndarray[Any, Any]]:
+    """At most `limit` labelled pictures, evenly spread over the set, as (pictures, labels)."""
+    known = np.flatnonzero(labels.astype(str) != "")
+    indices = known[np.linspace(0, len(known) - 1, min(limit, len(known))).astype(int)]
+    return Spread(data.images, indices), labels[indices]

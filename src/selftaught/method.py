@@ -1,0 +1,230 @@
+"""The contract that every method of every room fulfils, and the capabilities that learned methods offer each other.
+
+A newcomer's map: `Config` says what can be set, `sizes` gives three settings that work, `needs` names what must be learned before,
+`players()` says which parameters are trained how, `loss()` is the paper's formula, `after_step()` moves what is not trained by
+gradients, `evaluate()` measures, `show()` draws. The loop that calls them is `selftaught/train.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from selftaught.data.cache import ImageSet
+    from selftaught.data.evalset import EvalSet
+    from selftaught.measure.score import Score
+
+Picture: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
+Parts: TypeAlias = "dict[str, float]"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What every method's `Config` has."""
+
+    image_px: int = 96
+    """Side in pixels of the square pictures that the method sees."""
+    batch_size: int = 128
+    """Pictures per optimiser step."""
+    accumulate: int = 1
+    """Parts that a batch is cut into to save memory; gradients are summed."""
+    steps: int = 1000
+    """Optimiser steps in all."""
+    lr: float = 1e-3
+    """Highest learning rate."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay; never on biases, norms and one-dimensional parameters."""
+    warmup_frac: float = 0.1
+    """Share of the steps in which the learning rate rises linearly from zero."""
+    clip_norm: float = 0.0
+    """Largest global gradient norm; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is: `step` counts from 0, `total` steps in all."""
+
+    step: int
+    total: int
+
+    @property
+    def frac(self) -> float:
+        """Share of the training that is done, in [0, 1)."""
+        return self.step / max(self.total, 1)
+
+
+@dataclass
+class Player:
+    """A group of parameters with its own optimiser; one for most methods, two for adversarial ones."""
+
+    parameters: list[tuple[str, nn.Parameter]]
+    lr: float
+    weight_decay: float = 0.0
+    optimizer: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    momentum: float = 0.9
+    warmup_frac: float = 0.1
+    final_lr_frac: float = 0.0
+    clip_norm: float = 0.0
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Make the optimiser with two parameter groups: with weight decay (matrices) and without (biases, norms, tokens)."""
+        decayed = [p for _, p in self.parameters if p.ndim > 1 and min(p.shape[:2]) > 1]
+        chosen = {id(p) for p in decayed}
+        plain = [p for _, p in self.parameters if id(p) not in chosen]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = [g for g in groups if g["params"]]
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
+        raise ValueError(f"optimizer must be 'adamw' or 'sgd', got {self.optimizer!r}")
+
+    def lr_at(self, progress: Progress) -> float:
+        """Learning rate of a step: linear warm-up, then half a cosine down to `final_lr_frac` of the highest."""
+        warmup = self.warmup_frac * progress.total
+        if progress.step < warmup:
+            return self.lr * (progress.step + 1) / max(warmup, 1.0)
+        done = (progress.step - warmup) / max(progress.total - warmup, 1.0)
+        low = self.final_lr_frac
+        return self.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+
+
+@dataclass
+class EvalData:
+    """What a method is measured on: the labelled bank (may be None) and the test pictures, both with truth where it exists."""
+
+    train: EvalSet | None
+    test: EvalSet
+    seed: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+class Method(nn.Module):
+    """One way to learn. Whatever changes during training is a parameter or a registered buffer, so the state dict is the whole state.
+
+    `needs` arrive as already learned objects and stay outside of the module tree: they are frozen and never saved with it.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[TrainConfig]]
+    sizes: ClassVar[Mapping[str, TrainConfig]]
+    needs: ClassVar[Mapping[str, str]] = {}
+    capabilities: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: TrainConfig, needs: Mapping[str, Any] | None = None):
+        super().__init__()
+        self.config = config
+        given = dict(needs or {})
+        missing = set(type(self).needs) - set(given)
+        if missing:
+            raise ValueError(f"{self.name} needs {', '.join(sorted(missing))}, which was not given")
+        self.given = given
+
+    def begin(self, images: ImageSet, run_dir: Path, say: Any) -> None:
+        """Prepare what training needs once, e.g. pseudo-masks of all pictures, kept as files in `run_dir`; must be repeatable."""
+        return None
+
+    def players(self) -> dict[str, Player]:
+        """Name the parameter groups and their optimiser settings; empty for methods without training."""
+        return {}
+
+    def prepare(self, images: Tensor, indices: np.ndarray[Any, Any]) -> Any:
+        """Turn a (B, 3, S, S) uint8 batch of pictures number `indices` into what `loss` takes, e.g. augmented views."""
+        return images.float() / 255
+
+    def loss(self, batch: Any, player: str, progress: Progress) -> tuple[Tensor, Parts]:
+        """Return the scalar loss of a player and the numbers to log."""
+        raise RuntimeError(f"{self.name} has players but no loss")
+
+    def after_step(self, progress: Progress) -> None:
+        """Move what gradients do not: averages, queues, centres."""
+
+    def evaluate(self, data: EvalData) -> dict[str, Score]:
+        """Measure on held-out pictures, with the baselines beside."""
+        return {}
+
+    def show(self, images: Tensor) -> dict[str, Picture]:
+        """Draw what a person should look at; `images` is (B, 3, S, S) in [0, 1], pictures are (H, W, 3) uint8."""
+        return {}
+
+    def main_player(self, module: nn.Module | None = None, **changes: Any) -> Player:
+        """The usual single player: all trainable parameters of `module` (default: the method), set up from the config."""
+        c = self.config
+        named = [(n, p) for n, p in (module or self).named_parameters() if p.requires_grad]
+        settings: dict[str, Any] = dict(
+            lr=c.lr, weight_decay=c.weight_decay, warmup_frac=c.warmup_frac, clip_norm=c.clip_norm
+        )
+        return Player(named, **(settings | changes))
+
+    def untrained(self, seed: int = 0) -> Method:
+        """A fresh copy with random weights and the same needs: the baseline that learning must beat."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return type(self)(self.config, self.given).eval()
+
+
+class EMA(nn.Module):
+    """Exponential moving average of a module: weights are averaged, buffers copied; it never gets gradients.
+
+    average <- m * average + (1 - m) * weights, after each step.
+    """
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = copy.deepcopy(module).requires_grad_(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    @torch.no_grad()
+    def update(self, source: nn.Module, momentum: float) -> None:
+        """Move towards `source` by 1 - `momentum`."""
+        mine, theirs = list(self.module.parameters()), [p.detach() for p in source.parameters()]
+        torch._foreach_mul_(mine, momentum)
+        torch._foreach_add_(mine, theirs, alpha=1 - momentum)
+        for a, b in zip(self.module.buffers(), source.buffers(), strict=True):
+            a.copy_(b)
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """Capability `embed`: vectors that tell what a picture shows, and maps that tell what is where."""
+
+    image_px: int
+    patch_px: int
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] to (B, D) float32."""
+        ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] to (B, D, h, w) float32 patch features."""
+        ...
+
+
+@runtime_checkable
+class Segments(Protocol):
+    """Capability `segment`: soft object masks."""
+
+    def segment(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to (B, H, W) in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class Inpaints(Protocol):
+    """Capability `inpaint`: fill what a soft mask takes away."""
+
+    def inpaint(self, images: Tensor, masks: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] and (B, S, S) soft masks (1 = fill) to (B, 3, S, S)."""
+        ...

@@ -1,0 +1,1 @@
+"""Shared network parts: backbones, small transformers, decoders and discriminators; knows no method."""

@@ -1,0 +1,97 @@
+"""What all representation methods share: a backbone that embeds pictures, how it is measured, and what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selftaught.measure.representation import representation_scores
+from selftaught.measure.score import Score
+from selftaught.method import EvalData, Method, Picture, TrainConfig
+from selftaught.nets.backbones import build_backbone
+
+
+@dataclass(frozen=True)
+class EncoderConfig(TrainConfig):
+    """Settings of the backbone, on top of those of every training."""
+
+    backbone: str = "vit-192x4"
+    """Name of the network: see `nets/backbones.py`, or timm:MODEL."""
+    patch_px: int = 8
+    """Pixels per patch (ViT) or stride of the last map (ResNet)."""
+    stem: str = "linear"
+    """How a ViT cuts its patches: linear or conv."""
+
+
+class EncoderMethod(Method):
+    """A method whose result is a backbone: capability `embed`."""
+
+    capabilities = ("embed",)
+    config: EncoderConfig
+    pool = "pooled"
+
+    def __init__(self, config: EncoderConfig, needs: Mapping[str, Any] | None = None):
+        super().__init__(config, needs)
+        self.backbone = build_backbone(config.backbone, config.image_px, config.patch_px, config.stem)
+        self.image_px, self.patch_px = config.image_px, self.backbone.patch_px
+
+    def encoder(self) -> torch.nn.Module:
+        """The backbone that is used after training (a teacher, where there is one)."""
+        return self.backbone
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] to (B, D): the pooled vector, or the mean of the patch tokens."""
+        pooled, tokens = self.encoder()(images)
+        return (pooled if self.pool == "pooled" else tokens.mean((2, 3))).float()
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] to (B, D, h, w) patch features, the keys of the last block of a ViT."""
+        return self.encoder().keys(images).float()  # type: ignore[operator]
+
+    def evaluate(self, data: EvalData) -> dict[str, Score]:
+        """Weighted kNN (both conventions), linear probe and RankMe, against raw pixels, HOG and the untrained net."""
+        return representation_scores(self, self.untrained(data.seed), data)
+
+    @torch.no_grad()
+    def show(self, images: Tensor) -> dict[str, Picture]:
+        """Each picture beside its patch features, their three main directions drawn as red, green and blue."""
+        features = self.features(images)
+        B, D, h, w = features.shape
+        flat = features.permute(0, 2, 3, 1).reshape(-1, D)
+        flat = flat - flat.mean(0)
+        _, _, directions = torch.pca_lowrank(flat, q=3, center=False, niter=4)
+        colours = (flat @ directions).view(B, h, w, 3)
+        low, high = colours.flatten(1, 2).quantile(0.02, 1), colours.flatten(1, 2).quantile(0.98, 1)
+        colours = ((colours - low[:, None, None]) / (high - low + 1e-6)[:, None, None]).clamp(0, 1)
+        maps = torch.nn.functional.interpolate(colours.permute(0, 3, 1, 2), size=images.shape[2:], mode="nearest")
+        rows = torch.cat([torch.cat(list(images[:12]), 2), torch.cat(list(maps[:12]), 2)], 1)
+        return {"features": (rows.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()}
+
+
+def embedding_health(z: Tensor) -> dict[str, float]:
+    """Collapse meters of (B, D) embeddings: `std_z`, the mean over dimensions of the deviation of the L2-normalised vectors
+    (healthy about 1/sqrt(D), collapsed 0), and `dim` = D to compare it with."""
+    z = torch.nn.functional.normalize(z.detach().float(), dim=-1)
+    return {"std_z": float(z.std(0).mean()), "dim": float(z.shape[-1])}
+
+
+def projector(sizes: tuple[int, ...], norm: bool = True) -> torch.nn.Sequential:
+    """Multi-layer perceptron with batch norm and ReLU between layers, and batch norm without ReLU at the end (SimCLR, MoCo v3)."""
+    layers: list[torch.nn.Module] = []
+    for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        layers.append(torch.nn.Linear(a, b, bias=not norm))
+        if norm:
+            layers.append(torch.nn.BatchNorm1d(b))
+        if i < len(sizes) - 2:
+            layers.append(torch.nn.ReLU())
+    return torch.nn.Sequential(*layers)
+
+
+def as_numpy(images: Tensor) -> np.ndarray[Any, Any]:
+    """(B, 3, H, W) in [0, 1] to (B, H, W, 3) uint8."""
+    return (images.permute(0, 2, 3, 1).clamp(0, 1) * 255).round().to(torch.uint8).numpy()

@@ -1,0 +1,227 @@
+"""MAE: hide most patches of a picture and paint them from the few that are left.
+
+Paper: He, Chen, Xie, Li, Dollar, Girshick, "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022.
+Differs: sizes for CPUs, the token of a hidden patch is also mixed softly so that other methods can inpaint with soft masks (MOVE,
+Bielski and Favaro, NeurIPS 2022), patches without contrast are not blown up (variance floor 1e-4),
+and two more outputs per patch predict its mean and deviation, so that normalised pixels can be turned back into a picture.
+Cost: the encoder sees a quarter of the patches; the cheapest training per picture of the room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from selftaught.data.augment import augment, plain_view
+from selftaught.measure.score import Score, score_of
+from selftaught.method import EvalData, Parts, Picture, Player, Progress
+from selftaught.nets.vit import Block, ViT, init_transformer, patchify, sincos_positions, unpatchify
+from selftaught.representation.encoder import EncoderConfig, EncoderMethod, as_numpy
+
+
+@dataclass(frozen=True)
+class MAEConfig(EncoderConfig):
+    """Settings of the masked autoencoder."""
+
+    mask_frac: float = 0.75
+    """Share of the patches that the encoder does not see."""
+    decoder_width: int = 96
+    """Width of the decoder."""
+    decoder_depth: int = 2
+    """Blocks of the decoder."""
+    decoder_heads: int = 4
+    """Attention heads of the decoder."""
+    norm_pixels: bool = True
+    """Paint patches normalised by their own mean and deviation (better features) rather than raw pixels (better pictures)."""
+    crop_min: float = 0.4
+    """Smallest share of a picture's area that a training crop shows."""
+
+
+def random_keep(B: int, N: int, mask_frac: float) -> tuple[Tensor, Tensor]:
+    """Choose the patches that stay: `keep` (B, K) indices with K = floor((1 - mask_frac) N), at least 1, and `hidden` (B, N) 0/1."""
+    order = torch.rand(B, N).argsort(1)
+    keep = order[:, : max(int(N * (1 - mask_frac)), 1)]
+    hidden = torch.ones(B, N).scatter_(1, keep, 0.0)
+    return keep, hidden
+
+
+def patch_statistics(patches: Tensor) -> Tensor:
+    """Mean and deviation (unbiased) over the 3 p^2 numbers of each patch: (B, N, 3 p^2) to (B, N, 2)."""
+    return torch.stack([patches.mean(-1), patches.std(-1)], -1)
+
+
+def mae_loss(painted: Tensor, patches: Tensor, hidden: Tensor, norm_pixels: bool, floor: float = 1e-4) -> Tensor:
+    """Mean squared error over the hidden patches only (MAE, section 3).
+
+    L = sum_i hidden_i * mean((painted_i - target_i)^2) / sum_i hidden_i, target_i = (patch_i - mean_i) / sqrt(var_i + floor).
+
+    Args:
+        painted, patches: (B, N, 3 p^2); patches in [0, 1].
+        hidden: (B, N), 1 where a patch was not seen.
+        norm_pixels: normalise targets by their own mean and unbiased variance.
+        floor: added to the variance, so that noise in flat patches is not blown up to full contrast.
+    """
+    target = patches
+    if norm_pixels:
+        mean, std = patch_statistics(patches)[..., None].unbind(2)
+        target = (patches - mean) / (std.square() + floor).sqrt()
+    error = (painted.float() - target).square().mean(-1)
+    return (error * hidden).sum() / hidden.sum().clamp(min=1)
+
+
+class Decoder(nn.Module):
+    """Light transformer that turns encoded and mask tokens into pixels of every patch."""
+
+    def __init__(self, width_in: int, width: int, depth: int, heads: int, patch_px: int, grid: int):
+        super().__init__()
+        self.grid, self.width = grid, width
+        self.enter = nn.Linear(width_in, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.leave = nn.Linear(width, 3 * patch_px * patch_px + 2)
+        self.apply(init_transformer)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, cls: Tensor, tokens: Tensor, seen: Tensor, height: int) -> Tensor:
+        """Paint all patches: (B, N, 3 p^2 + 2), pixels, then the patch's mean and deviation.
+
+        Args:
+            cls: (B, 1, D_in) class token.
+            tokens: (B, N, D_in) encoded patches; whatever stands where `seen` is 0 is ignored.
+            seen: (B, N) in [0, 1]: the decoder's input is seen * token + (1 - seen) * mask token, so masks may be soft.
+            height: rows of the grid.
+        """
+        x = self.enter(torch.cat([cls, tokens], 1))
+        cls, x = x[:, :1], x[:, 1:]
+        weight = seen[..., None].to(x.dtype)
+        x = weight * x + (1 - weight) * self.mask_token
+        x = x + sincos_positions(height, x.shape[1] // height, self.width, self.grid).to(x.device)
+        x = torch.cat([cls, x], 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.leave(self.norm(x))[:, 1:]
+
+
+class MAE(EncoderMethod):
+    """Masked autoencoder: capability `embed` from the encoder, `inpaint` from both halves."""
+
+    name = "mae"
+    Config = MAEConfig
+    capabilities = ("embed", "inpaint")
+    pool = "tokens"
+    sizes = {
+        "tiny": MAEConfig(
+            image_px=32, backbone="vit-tiny-test", patch_px=8, batch_size=32, steps=20, decoder_width=32, decoder_depth=1
+        ),
+        "small": MAEConfig(
+            image_px=32, backbone="vit-192x4", patch_px=4, batch_size=256, steps=2500, lr=1.5e-3, mask_frac=0.75
+        ),
+        "paper": MAEConfig(
+            image_px=224, backbone="vit-768x12", patch_px=16, batch_size=4096, accumulate=64, steps=250_000, lr=2.4e-3,
+            warmup_frac=0.05, decoder_width=512, decoder_depth=8, decoder_heads=16, crop_min=0.2,
+        ),
+    }  # fmt: skip
+    config: MAEConfig
+
+    def __init__(self, config: MAEConfig, needs: Mapping[str, Any] | None = None):
+        super().__init__(config, needs)
+        c = config
+        if not isinstance(self.backbone.net, ViT) or c.stem != "linear":
+            raise ValueError("mae needs a ViT backbone with the linear stem: a convolution would look into hidden patches")
+        grid = c.image_px // c.patch_px
+        self.decoder = Decoder(
+            self.backbone.width, c.decoder_width, c.decoder_depth, c.decoder_heads, c.patch_px, grid
+        )
+        self.view = plain_view(c.image_px, scale=(c.crop_min, 1.0))
+
+    @property
+    def vit(self) -> ViT:
+        """The encoder."""
+        return self.backbone.net  # type: ignore[return-value]
+
+    def players(self) -> dict[str, Player]:
+        return {"autoencoder": self.main_player()}
+
+    def prepare(self, images: Tensor, indices: np.ndarray[Any, Any]) -> Tensor:
+        """One crop per picture, (B, 3, S, S) in [0, 1]."""
+        return augment(images, self.view)
+
+    def paint(self, images: Tensor, keep: Tensor) -> Tensor:
+        """Encode the patches `keep` (B, K) of (B, 3, S, S) pictures and paint all N patches: (B, N, 3 p^2 + 2)."""
+        B, N = len(images), (self.image_px // self.patch_px) ** 2
+        encoded = self.vit(self.backbone.normalise(images), keep=keep)
+        place = keep[..., None].expand(-1, -1, encoded.shape[2])
+        tokens = encoded.new_zeros(B, N, encoded.shape[2]).scatter(1, place, encoded[:, 1:])
+        seen = torch.zeros(B, N, device=images.device).scatter(1, keep, 1.0)
+        return self.decoder(encoded[:, :1], tokens, seen, self.image_px // self.patch_px)
+
+    def loss(self, batch: Tensor, player: str, progress: Progress) -> tuple[Tensor, Parts]:
+        patches = patchify(batch, self.patch_px)
+        keep, hidden = random_keep(len(batch), patches.shape[1], self.config.mask_frac)
+        painted = self.paint(batch, keep)
+        pixels = mae_loss(painted[..., :-2], patches, hidden, self.config.norm_pixels)
+        statistics = mae_loss(painted[..., -2:], patch_statistics(patches), hidden, norm_pixels=False)
+        return pixels + statistics, {"pixels": float(pixels.detach()), "statistics": float(statistics.detach())}
+
+    def inpaint(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Fill what soft masks take away (MOVE, section 3.1): masking happens at the decoder's input, so gradients reach the mask.
+
+        Args:
+            images: (B, 3, S, S) in [0, 1].
+            masks: (B, S, S) in [0, 1], 1 = fill; pooled to patches by their maximum.
+
+        Returns:
+            (B, 3, S, S) painted pictures in [0, 1].
+        """
+        side = self.image_px // self.patch_px
+        hidden = nn.functional.max_pool2d(masks[:, None], self.patch_px).flatten(1)
+        encoded = self.vit(self.backbone.normalise(images))
+        return self.picture(self.decoder(encoded[:, :1], encoded[:, 1:], 1 - hidden, side))
+
+    def picture(self, painted: Tensor) -> Tensor:
+        """Turn the decoder's (B, N, 3 p^2 + 2) output into (B, 3, S, S) pictures in [0, 1]."""
+        painted = painted.float()
+        pixels = painted[..., :-2]
+        if self.config.norm_pixels:
+            pixels = pixels * painted[..., -1:].clamp(min=0) + painted[..., -2:-1]
+        return unpatchify(pixels, self.patch_px, self.image_px).clamp(0, 1)
+
+    @torch.no_grad()
+    def show(self, images: Tensor) -> dict[str, Picture]:
+        """Rows: picture, what the encoder saw, what it painted."""
+        images = images[:12]
+        patches = patchify(images, self.patch_px)
+        keep, hidden = random_keep(len(images), patches.shape[1], self.config.mask_frac)
+        painted = self.picture(self.paint(images, keep))
+        away = unpatchify(hidden[..., None].expand_as(patches), self.patch_px, self.image_px)
+        rows = [images, images * (1 - away) + 0.5 * away, images * (1 - away) + painted * away]
+        painting = np.concatenate([np.concatenate(list(as_numpy(row)), 1) for row in rows], 0)
+        return {**super().show(images), "painted": painting}
+
+    def evaluate(self, data: EvalData) -> dict[str, Score]:
+        """The scores of the room, and how well half-object-sized square holes are filled against filling with the mean colour."""
+        return {**super().evaluate(data), "inpaint_mse": inpainting_score(self, data)}
+
+
+@torch.no_grad()
+def inpainting_score(method: MAE, data: EvalData) -> Score:
+    """Mean squared error (in [0, 1] squared) inside a centred hole of half the side; baseline: the mean colour of the rest."""
+    images = data.test.batch(np.arange(min(len(data.test), 512))).float() / 255
+    S = method.image_px
+    masks = torch.zeros(len(images), S, S)
+    masks[:, S // 4 : 3 * S // 4, S // 4 : 3 * S // 4] = 1
+    hole = masks[:, None]
+    flat = (images * (1 - hole)).sum((2, 3)) / (1 - hole).sum((2, 3))
+    filled = torch.cat([method.inpaint(a, m) for a, m in zip(images.split(128), masks.split(128), strict=True)])
+
+    def error(x: Tensor) -> np.ndarray[Any, Any]:
+        return (((x - images).square() * hole).sum((1, 2, 3)) / (3 * hole.sum((1, 2, 3)))).numpy()
+
+    baseline = float(error(flat[:, :, None, None].expand_as(images)).mean())
+    return score_of(error(filled), better="lower", unit="[0,1]^2", baselines={"mean colour of the rest": baseline})

@@ -1,0 +1,100 @@
+"""SimCLR: two views of the same picture should look alike to the network, and unlike all other pictures.
+
+Paper: Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020.
+Differs: AdamW instead of LARS (batches here are small), no blur at 48 px and below, batch norm per process rather than global.
+Cost: two encoder passes a picture; `small` takes about ten minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selftaught.data.augment import augment, simclr_view
+from selftaught.method import Parts, Player, Progress
+from selftaught.representation.encoder import EncoderConfig, EncoderMethod, embedding_health, projector
+
+
+@dataclass(frozen=True)
+class SimCLRConfig(EncoderConfig):
+    """Settings of SimCLR."""
+
+    head_width: int = 512
+    """Width of the projector's hidden layer."""
+    head_out: int = 128
+    """Width of the projector's output, in which pictures are compared."""
+    temperature: float = 0.2
+    """Softmax temperature; small values look harder at the nearest other pictures."""
+    strength: float = 0.5
+    """Strength of the colour changes between the two views."""
+    crop_min: float = 0.2
+    """Smallest share of a picture's area that a view shows."""
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """Normalised-temperature cross-entropy (SimCLR, eq. 1).
+
+    For the 2B normalised vectors z and the positive j(i) of i:
+        L = 1/(2B) * sum_i -log( exp(z_i.z_j(i) / t) / sum_{k != i} exp(z_i.z_k / t) )
+
+    Args:
+        z1, z2: (B, D) projections of the two views; normalised here, in float32.
+        temperature: t > 0.
+
+    Returns:
+        The scalar loss; log(2B - 1) when all vectors are alike.
+    """
+    B = len(z1)
+    if B < 2:
+        raise ValueError(f"NT-Xent needs at least two pictures in a batch, got {B}")
+    z = torch.nn.functional.normalize(torch.cat([z1, z2]).float(), dim=1)
+    logits = z @ z.T / temperature
+    logits = logits.masked_fill(torch.eye(2 * B, dtype=torch.bool, device=z.device), float("-inf"))
+    positive = torch.arange(2 * B, device=z.device).roll(B)
+    return torch.nn.functional.cross_entropy(logits, positive)
+
+
+class SimCLR(EncoderMethod):
+    """Encoder, projector, NT-Xent loss over two views."""
+
+    name = "simclr"
+    Config = SimCLRConfig
+    sizes = {
+        "tiny": SimCLRConfig(
+            image_px=32, backbone="resnet-tiny-test", patch_px=4, batch_size=32, steps=20, head_width=32, head_out=16
+        ),
+        "small": SimCLRConfig(
+            image_px=32, backbone="resnet18-16", patch_px=8, batch_size=256, steps=1000, lr=2e-3, weight_decay=0.01
+        ),
+        "paper": SimCLRConfig(
+            image_px=224, backbone="timm:resnet50", patch_px=32, batch_size=4096, accumulate=16, steps=31_250, lr=1e-3,
+            weight_decay=0.01, head_width=2048, head_out=128, temperature=0.1, strength=1.0, crop_min=0.08,
+        ),
+    }  # fmt: skip
+    config: SimCLRConfig
+
+    def __init__(self, config: SimCLRConfig, needs: Mapping[str, Any] | None = None):
+        super().__init__(config, needs)
+        self.head = projector((self.backbone.width, config.head_width, config.head_out))
+        c = config
+        self.view = simclr_view(c.image_px, strength=c.strength, scale=(c.crop_min, 1.0))
+
+    def players(self) -> dict[str, Player]:
+        return {"encoder": self.main_player()}
+
+    def prepare(self, images: Tensor, indices: np.ndarray[Any, Any]) -> tuple[Tensor, Tensor]:
+        """Draw the two views, each (B, 3, S, S)."""
+        return augment(images, self.view), augment(images, self.view)
+
+    def loss(self, batch: tuple[Tensor, Tensor], player: str, progress: Progress) -> tuple[Tensor, Parts]:
+        pooled, _ = self.backbone(torch.cat(batch))
+        z1, z2 = self.head(pooled).chunk(2)
+        loss = nt_xent(z1, z2, self.config.temperature)
+        with torch.no_grad():
+            alike = torch.nn.functional.cosine_similarity(z1.float(), z2.float()).mean()
+        return loss, {"positive_cosine": float(alike), **embedding_health(pooled)}

@@ -1,0 +1,24 @@
+"""Methods that find objects in unlabelled pictures, given features that were learned without labels."""
+
+from __future__ import annotations
+
+from selftaught.registry import Entry
+
+METHODS: dict[str, Entry] = {
+    "lost": Entry(
+        "selftaught.segmentation.lost:Lost",
+        "grows a box from the patch that resembles the fewest others; no training",
+    ),
+    "tokencut": Entry(
+        "selftaught.segmentation.tokencut:TokenCut",
+        "normalised cut of the patch graph into object and background; no training",
+    ),
+    "spectral": Entry(
+        "selftaught.segmentation.spectral:Spectral",
+        "Laplacian eigenvectors of feature and colour affinities; no training",
+    ),
+    "selfmask": Entry(
+        "selftaught.segmentation.selfmask:SelfMask",
+        "a small network trained on the masks of the cuts; sharp and fast",
+    ),
+}

@@ -1,0 +1,419 @@
+"""THE training loop: every method of every room goes through it.
+
+    for step in range(done, total):
+        seed torch, numpy and python from (seed, rank, step)        # randomness is a function, not a state
+        for player in players:
+            batch = method.prepare(pictures number epoch_order(seed)[step])
+            loss, parts = method.loss(batch, player)
+            backward; stop or skip if a number is not finite; clip; set the learning rate; step
+        method.after_step()                                         # averages, queues, centres
+        metrics.jsonl, progress, checkpoint now and then, stop politely on a signal
+
+A run that was stopped, killed or crashed continues as if nothing had happened, bit for bit, on the same machine.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selftaught import __version__
+from selftaught.core import checkpoint, launch
+from selftaught.core.config import digest, override, read_json, to_json, write_json
+from selftaught.core.errors import ConfigError, NumericError, RunError, SelftaughtError, suggest
+from selftaught.core.guards import Collapse, RunLock, SignalFlag, finite
+from selftaught.core.record import Recorder
+from selftaught.core.seeds import batch_indices, seed_all
+from selftaught.core.tune import Plan, choose, describe
+from selftaught.data.cache import ImageSet, build_cache
+from selftaught.data.sources import open_data
+from selftaught.loading import load_method, open_needs
+from selftaught.method import Method, Player, Progress
+from selftaught.registry import load_class
+
+SCHEMA = 1
+SAVE_EVERY_S = 60.0
+MAX_SKIPS = 3
+BUILD_STEP = 10**12
+"""The 'step' that seeds the weights; no training gets that far."""
+
+
+class Stopped(SelftaughtError):
+    """The run was asked to stop, saved its state and can be resumed."""
+
+
+@dataclass
+class Job:
+    """What one run is: written to config.json, so that resuming needs only the folder."""
+
+    method: str
+    data: Any
+    out: Path
+    size: str
+    seed: int
+    config: Any
+    needs: dict[str, str]
+    device: str = "cpu"
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of config.json."""
+        data = str(Path(self.data).resolve()) if is_path(self.data) else describe_data(self.data)
+        return {
+            "schema": SCHEMA, "method": self.method, "size": self.size, "seed": self.seed, "data": data,
+            "config": to_json(self.config), "needs": self.needs, "device": self.device,
+            "versions": {"selftaught": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        }  # fmt: skip
+
+
+def is_path(data: Any) -> bool:
+    """Whether `data` names a local path (and not a sample, a URL or an object)."""
+    return isinstance(data, (str, Path)) and not str(data).startswith("sample:") and "://" not in str(data)
+
+
+def describe_data(data: Any) -> str:
+    """What config.json says about data that has no path."""
+    return data if isinstance(data, str) else f"<{type(data).__name__} given from Python>"
+
+
+def train(
+    method: str,
+    data: Any,
+    out: str | os.PathLike[str],
+    size: str = "small",
+    steps: int | None = None,
+    seed: int = 0,
+    set: Sequence[str] = (),
+    need: Sequence[str] = (),
+    device: str = "cpu",
+    quiet: bool = False,
+) -> Path:
+    """Train a method on unlabelled pictures; a run that exists and is the same is continued.
+
+    Args:
+        method: a name from `selftaught.methods()`.
+        data: folder, tar, npz, list file, URL, list, array, or sample:NAME.
+        out: the run folder.
+        size: tiny, small or paper.
+        steps: optimiser steps in all; the size's own number when None.
+        set: "field=value" changes of the method's config.
+        need: "NAME=RUN": what a method needs, already learned; trained on demand otherwise.
+        device: cpu, cuda or auto.
+
+    Returns:
+        The run folder. Raises SelftaughtError for anything that the user can mend; Stopped after a polite stop.
+    """
+    cls = load_class(method)
+    if size not in cls.sizes:
+        raise ConfigError(f"There is no size {size!r}.{suggest(size, cls.sizes)}", expected=", ".join(cls.sizes))
+    config = override(cls.sizes[size], set)
+    if steps is not None:
+        config = replace(config, steps=steps)
+    if config.steps < 0 or config.batch_size < 1 or config.accumulate < 1:
+        raise ConfigError("steps must be at least 0, batch_size and accumulate at least 1.")
+    out = Path(out)
+    given = parse_needs(need, cls.needs)
+    needs = {name: relative_to_run(given[name], out) if name in given else f"needs/{name}" for name in cls.needs}
+    job = Job(method, data, out, size, seed, config, needs, choose_device(device))
+    existing = out / "config.json"
+    if existing.exists():
+        refuse_other(read_json(existing), job)
+    elif out.exists() and any(p.name not in ("needs", "lock.json", "log.txt") for p in out.iterdir()):
+        raise RunError(f"{out} exists and is no run folder.", expected="a new or empty folder", do="Choose another --out.")
+    return run_job(job, quiet)
+
+
+def resume(run: str | os.PathLike[str], steps: int | None = None, quiet: bool = False) -> Path:
+    """Continue a run from its folder alone; `steps` may lengthen a run that is not finished or train it further."""
+    run = Path(run)
+    if not (run / "config.json").exists():
+        raise RunError(f"{run} is no run folder.", expected="a folder with config.json", do="Give the --out of a training.")
+    saved = read_json(run / "config.json")
+    cls = load_class(saved["method"])
+    from selftaught.core.config import from_json
+
+    config = from_json(cls.Config, saved["config"])
+    if steps is not None:
+        config = replace(config, steps=steps)
+    if saved["data"].startswith("<"):
+        raise RunError(f"{run} was trained on {saved['data']}.", do="Call selftaught.train again with the same objects.")
+    job = Job(saved["method"], saved["data"], run, saved["size"], saved["seed"], config, saved["needs"], saved["device"])
+    return run_job(job, quiet)
+
+
+def run_job(job: Job, quiet: bool) -> Path:
+    """Make sure that everything a job needs is there, then train."""
+    rank, world = launch.start()
+    images = build_cache(open_data(job.data, "train"), job.config.image_px)
+    train_needs(job, quiet)
+    lock = RunLock(job.out) if rank == 0 else None
+    if lock:
+        lock.__enter__()
+    try:
+        if rank == 0:
+            write_json(job.out / "config.json", job.to_json())
+        with Recorder(job.out, job.config.steps, quiet or rank > 0, job.config.batch_size * world) as recorder:
+            if images.bad:
+                recorder.say(f"{len(images.bad)} broken pictures left out, e.g. {images.bad[0][0]}: {images.bad[0][1]}")
+            Loop(job, images, recorder, rank, world).run()
+    finally:
+        if lock:
+            lock.__exit__(None, None, None)
+    return job.out
+
+
+def train_needs(job: Job, quiet: bool) -> None:
+    """Train what the method needs and nobody gave, in sub-runs that resume by themselves."""
+    cls = load_class(job.method)
+    for name, default in cls.needs.items():
+        if job.needs[name] == f"needs/{name}":
+            settings = [f"image_px={job.config.image_px}"] if job.size != "paper" else []
+            train(default, job.data, job.out / "needs" / name, job.size, None, job.seed, settings, (), job.device, quiet)
+
+
+class Loop:
+    """State of one training: method, optimisers, guards. See the module's docstring for the loop itself."""
+
+    def __init__(self, job: Job, images: ImageSet, recorder: Recorder, rank: int, world: int):
+        self.job, self.images, self.recorder, self.rank, self.world = job, images, recorder, rank, world
+        self.checkpoints = job.out / "checkpoints"
+        self.total: int = job.config.steps
+        seed_all(job.seed, 0, BUILD_STEP)
+        needs = open_needs(job.out, job.needs)
+        try:
+            self.method: Method = load_class(job.method)(job.config, needs).to(job.device)
+        except ValueError as error:
+            raise ConfigError(f"These settings do not fit together: {error}") from error
+        self.players: dict[str, Player] = self.method.players()
+        self.step, self.skips, self.skips_in_row = 0, 0, 0
+        self.plan = Plan()
+        self.collapse = Collapse(self.total)
+        self.log_every = max(1, self.total // 200)
+        self.saved_at = time.monotonic()
+        self.verdict, self.reason = "starting", ""
+
+    def run(self) -> None:
+        """Train to the end, or to a polite stop."""
+        self.method.begin(self.images, self.job.out, self.recorder.say)
+        folder = checkpoint.latest(self.checkpoints, self.recorder.say)
+        self.plan = self.choose_plan()
+        self.plan.apply(self.method)
+        self.optimizers = {name: p.build_optimizer() for name, p in self.players.items()}
+        if folder:
+            self.restore(folder)
+        self.recorder.rewind(self.step)
+        say = self.recorder.say
+        count = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
+        say(f"{self.job.method}: {count / 1e6:.2f} M parameters, {len(self.images)} pictures of {self.images.image_px} px, step {self.step}/{self.total}")
+        say(f"computed in {describe(self.plan)}: {self.plan.reason}")
+        with SignalFlag() as flag:
+            self.method.train()
+            while self.players and self.step < self.total:
+                self.one_step()
+                if flag.requested:
+                    self.save()
+                    raise Stopped(f"Stopped at step {self.step} of {self.total}; the state is saved.",
+                                  do=f"selftaught resume {self.job.out}", exit_code=flag.requested)  # fmt: skip
+                if time.monotonic() - self.saved_at > SAVE_EVERY_S:
+                    self.save()
+        self.finish()
+
+    def one_step(self) -> None:
+        """Do one step of every player, then what comes after it."""
+        c = self.job.config
+        progress = Progress(self.step, self.total)
+        seed_all(self.job.seed, self.rank, self.step)
+        indices = batch_indices(len(self.images), c.batch_size * self.world, self.job.seed, self.step)
+        mine = indices[self.rank :: self.world]
+        logged: dict[str, float] = {}
+        for name, player in self.players.items():
+            logged |= self.move(name, player, mine, progress)
+        self.method.after_step(progress)
+        self.step += 1
+        self.log(logged)
+
+    def move(self, name: str, player: Player, indices: np.ndarray[Any, Any], progress: Progress) -> dict[str, float]:
+        """One optimiser step of one player; returns the numbers to log."""
+        optimizer = self.optimizers[name]
+        parameters = [p for _, p in player.parameters]
+        optimizer.zero_grad(set_to_none=True)
+        pieces = np.array_split(indices, self.job.config.accumulate)
+        loss, logged = 0.0, dict[str, float]()
+        for piece in pieces:
+            share = len(piece) / len(indices)
+            total, parts = self.compute(name, piece, progress)
+            (total * share).backward()
+            loss += float(total.detach()) * share
+            for key, value in parts.items():
+                logged[key] = logged.get(key, 0.0) + value * share
+        launch.average_gradients(parameters)
+        offender = finite(torch.tensor(loss), player.parameters)
+        if offender:
+            self.skip(offender, name)
+            return {}
+        self.skips_in_row = 0
+        if player.clip_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, player.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = player.lr_at(progress)
+        optimizer.step()
+        prefix = "" if len(self.players) == 1 else f"{name}/"
+        return {f"{prefix}loss": loss, **{prefix + k: v for k, v in logged.items()}, f"{prefix}lr": player.lr_at(progress)}
+
+    def compute(self, player: str, indices: np.ndarray[Any, Any], progress: Progress) -> tuple[Tensor, dict[str, float]]:
+        """Prepare a batch and compute its loss under the plan."""
+        pixels = self.images.batch(indices).to(self.job.device)
+        batch = self.method.prepare(pixels, indices)
+        with self.plan.autocast(self.job.device):
+            return self.method.loss(batch, player, progress)
+
+    def skip(self, offender: str, player: str) -> None:
+        """Leave the weights as they are after a number that is not finite; stop when it keeps happening."""
+        self.skips += 1
+        self.skips_in_row += 1
+        self.recorder.say(f"step {self.step}: {offender} of {player} is not finite; the step is skipped, the weights are unchanged")
+        if self.skips_in_row > MAX_SKIPS:
+            raise NumericError(
+                f"{offender} was not finite in {self.skips_in_row} steps in a row; stopped at step {self.step}.",
+                why="the learning rate may be too high, or the data hold something odd",
+                do=f"Lower lr, e.g. --set lr={self.job.config.lr / 3:.2g}; the last good checkpoint is kept.",
+            )
+
+    def log(self, logged: dict[str, float]) -> None:
+        """Write metrics at the same steps in every repetition of the run, and show progress."""
+        if not logged:
+            return
+        loss = logged.get("loss", sum(v for k, v in logged.items() if k.endswith("/loss")))
+        if self.step % self.log_every == 0 or self.step == self.total:
+            before = self.verdict
+            self.verdict, self.reason = self.collapse.update(self.step, {**logged, "loss": loss})
+            self.recorder.metrics(self.step, {**logged, "health": self.verdict})
+            if self.verdict in ("collapsing", "diverging") and self.verdict != before:
+                self.recorder.say(f"step {self.step}: {self.verdict}: {self.reason}")
+        self.recorder.progress(self.step, loss, self.verdict)
+
+    def choose_plan(self) -> Plan:
+        """The plan of this run: from its folder when it has one, measured otherwise."""
+        path = self.job.out / "plan.json"
+        if path.exists():
+            return Plan(**read_json(path))
+        if self.job.size == "tiny" or not self.players:
+            plan = Plan(reason="a run this short does not pay for measuring")
+        else:
+            state = {k: v.clone() for k, v in self.method.state_dict().items()}
+            plan = choose(self.method, self.trial)
+            self.method.load_state_dict(state)
+        if self.rank == 0:
+            write_json(path, asdict(plan))
+        return plan
+
+    def trial(self, plan: Plan) -> None:
+        """Forward and backward of one piece of a batch under a plan."""
+        c = self.job.config
+        seed_all(self.job.seed, self.rank, BUILD_STEP + 1)
+        indices = batch_indices(len(self.images), max(c.batch_size // c.accumulate, 2), self.job.seed, 0)
+        before, self.plan = self.plan, plan
+        for name in self.players:
+            loss, _ = self.compute(name, indices, Progress(0, max(self.total, 1)))
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.plan = before
+        self.method.zero_grad(set_to_none=True)
+
+    def save(self) -> None:
+        """Write a checkpoint: the state dict, the optimisers, and where the run is."""
+        tensors: dict[str, dict[str, Tensor]] = {"model": dict(self.method.state_dict())}
+        optimizers = {}
+        for name, optimizer in self.optimizers.items():
+            tensors[f"optim.{name}"], optimizers[name] = checkpoint.flatten_optimizer(optimizer)
+        state = {
+            "step": self.step, "optimizers": optimizers, "collapse": self.collapse.to_json(), "skips": self.skips,
+            "verdict": self.verdict, "reason": self.reason, "config": digest(self.job.config), "done": self.step >= self.total,
+        }  # fmt: skip
+        if self.rank == 0:
+            checkpoint.save(self.checkpoints, self.step, {k: v for k, v in tensors.items() if v}, state)
+        self.saved_at = time.monotonic()
+
+    def restore(self, folder: Path) -> None:
+        """Take up the run where a checkpoint left it."""
+        tensors, state = checkpoint.load(folder)
+        self.method.load_state_dict(tensors.get("model", {}))
+        for name, optimizer in self.optimizers.items():
+            checkpoint.restore_optimizer(optimizer, tensors.get(f"optim.{name}", {}), state["optimizers"][name])
+        self.step, self.skips = state["step"], state["skips"]
+        self.verdict, self.reason = state["verdict"], state["reason"]
+        self.collapse.restore(state["collapse"])
+
+    def finish(self) -> None:
+        """Save the end, and draw the pictures a person should look at."""
+        done = checkpoint.latest(self.checkpoints)
+        if done is None or int(done.name.split("-")[1]) != self.step:
+            self.save()
+        if self.rank == 0:
+            draw_pictures(load_method(self.job.out), self.images, self.job.out)
+            self.recorder.say(f"done: {self.step} steps, health: {self.verdict}. {self.reason}".rstrip())
+
+
+def draw_pictures(method: Method, images: ImageSet, out: Path, count: int = 12) -> None:
+    """Write what `method.show` draws of a few pictures to RUN/pictures/NAME.png."""
+    from selftaught.report.atomic import write_bytes
+    from selftaught.report.pictures import encode
+
+    indices = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
+    with torch.no_grad():
+        for name, picture in method.show(images.batch(indices).float() / 255).items():
+            write_bytes(out / "pictures" / f"{name}.png", encode(picture, "png"))
+
+
+def parse_needs(need: Sequence[str], known: Any) -> dict[str, Path]:
+    """Read "NAME=RUN" settings; RUN must be a finished run folder."""
+    given: dict[str, Path] = {}
+    for text in need:
+        name, equals, run = text.partition("=")
+        if not equals or name not in known:
+            raise ConfigError(f"--need {text!r} names nothing that is needed.{suggest(name, known)}",
+                              expected=", ".join(f"{k}=RUN" for k in known) or "no needs")  # fmt: skip
+        if not (Path(run) / "config.json").exists():
+            raise RunError(f"{run} is no run folder.", expected=f"the run folder that learned {name}")
+        given[name] = Path(run)
+    return given
+
+
+def relative_to_run(path: Path, run: Path) -> str:
+    """How config.json names a needed run: relative when it lies beside or below the run, so that both can be moved."""
+    path, run = path.resolve(), run.resolve()
+    return os.path.relpath(path, run) if path.is_relative_to(run.parent) else str(path)
+
+
+def refuse_other(saved: dict[str, Any], job: Job) -> None:
+    """Raise RunError when a folder holds a run with other settings than asked for."""
+    new = job.to_json()
+    for key in ("method", "data", "seed", "config", "needs"):
+        if saved.get(key) != new[key]:
+            old_text, new_text = difference(saved.get(key), new[key])
+            raise RunError(f"{job.out} holds another run: its {key} is {old_text}, asked for is {new_text}.",
+                           do="Choose another --out, or continue that run with `selftaught resume`.")  # fmt: skip
+
+
+def difference(old: Any, new: Any) -> tuple[str, str]:
+    """The part in which two JSON values differ, as text."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+        return ", ".join(f"{k}={old.get(k)}" for k in keys), ", ".join(f"{k}={new.get(k)}" for k in keys)
+    return repr(old), repr(new)
+
+
+def choose_device(device: str) -> str:
+    """cpu, cuda, or the better of the two for "auto"."""
+    if device not in ("cpu", "cuda", "auto"):
+        raise ConfigError(f"There is no device {device!r}.{suggest(device, ['cpu', 'cuda', 'auto'])}", expected="cpu, cuda or auto")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("This machine offers torch no GPU.", do="Leave --device away, or install a torch with CUDA.")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
