@@ -1,9 +1,9 @@
 """Fill the result tables of README.md and docs/ from benchmarks/results/*.json, between their markers.
 
 A marker is `<!-- results:NAME -->` ... `<!-- /results -->`; NAME is the stem of a results file, or
-`summary` for all of them. A results file is {"title", "machine", "versions", "seconds", "rows": [{"method", "data", "score", "unit", "better",
-"values": [one per seed], "ci95": [low, high], "baselines": {name: value}}]}; `--check` changes nothing and fails when
-a table is not what the files say.
+`summary` for all of them. A results file is {"machine", "versions", "seconds", "rows": [{"method", "data", "score",
+"unit", "values": [one per seed], "ci95": [low, high], "baselines": {name: value}, "summary": false to keep the row out
+of the summary}]}. `--check` changes nothing and fails when a table is not what the files say.
 """
 
 from __future__ import annotations

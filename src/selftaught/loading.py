@@ -14,6 +14,7 @@ from torch import Tensor
 from selftaught.core import checkpoint
 from selftaught.core.config import from_json, read_json
 from selftaught.core.errors import DataError, RunError
+from selftaught.measure.mask_scores import segment_all
 from selftaught.method import Method
 from selftaught.registry import load_class
 
@@ -49,7 +50,7 @@ class Learned:
     """
 
     def __init__(self, run: str | os.PathLike[str]):
-        self.run = segmenter_run(Path(run))
+        self.run = part_of(Path(run))
         self.method = load_method(self.run)
         providers = [self.method, *self.method.given.values()]
         self._by_capability: dict[str, Any] = {}
@@ -66,7 +67,8 @@ class Learned:
         """The method that offers a capability; raises RunError when none does."""
         if capability not in self._by_capability:
             raise RunError(
-                f"{self.run} cannot {capability}: it holds {self.method.name}.", expected=f"one that offers {', '.join(self.capabilities)}"
+                f"{self.run} cannot {capability}: it holds {self.method.name}.",
+                expected=f"one that offers {', '.join(self.capabilities)}",
             )
         return self._by_capability[capability]
 
@@ -83,19 +85,8 @@ class Learned:
     @torch.no_grad()
     def segment(self, images: Any, batch_size: int = 64) -> list[np.ndarray[Any, Any]]:
         """Soft object masks in [0, 1], one (H, W) float32 array per picture, at the picture's own size."""
-        provider = self.provider("segment")
-        masks: list[np.ndarray[Any, Any]] = []
-        pictures = as_pictures(images)
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for i, picture in enumerate(pictures):
-            by_shape.setdefault(tuple(picture.shape), []).append(i)
-        found: dict[int, np.ndarray[Any, Any]] = {}
-        for same in by_shape.values():
-            for part in chunks(same, batch_size):
-                out = provider.segment(torch.stack([pictures[i] for i in part]))
-                found |= {i: mask.numpy() for i, mask in zip(part, out, strict=True)}
-        masks = [found[i] for i in range(len(pictures))]
-        return masks
+        pictures = [(x.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy() for x in as_pictures(images)]
+        return segment_all(self.provider("segment"), pictures, batch_size)
 
 
 def load(run: str | os.PathLike[str]) -> Learned:
@@ -103,7 +94,7 @@ def load(run: str | os.PathLike[str]) -> Learned:
     return Learned(run)
 
 
-def segmenter_run(run: Path) -> Path:
+def part_of(run: Path) -> Path:
     """The training inside a folder of `selftaught learn`: its mask network when there is one, its features otherwise."""
     if (run / "config.json").exists() or not (run / "learn.json").exists():
         return run
@@ -117,7 +108,9 @@ def as_pictures(images: Any) -> list[Tensor]:
     """Turn what a user gives into a list of (3, H, W) float tensors in [0, 1]; raises DataError for anything else."""
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise DataError(f"Got a {tuple(images.shape)} {images.dtype} tensor.", expected="float (N, 3, H, W) in [0, 1]")
+            raise DataError(
+                f"Got a {tuple(images.shape)} {images.dtype} tensor.", expected="float (N, 3, H, W) in [0, 1]"
+            )
         if not bool(torch.isfinite(images).all()) or float(images.min()) < 0 or float(images.max()) > 1:
             raise DataError("The tensor holds values outside of [0, 1] or not finite.", expected="float in [0, 1]")
         return list(images)

@@ -75,14 +75,17 @@ class Player:
     warmup_frac: float = 0.1
     final_lr_frac: float = 0.0
     clip_norm: float = 0.0
+    lr_scales: dict[str, float] = field(default_factory=dict)
+    """Name prefix -> factor on the learning rate, for parts that are learned already."""
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """Make the optimiser with two parameter groups: with weight decay (matrices) and without (biases, norms, tokens)."""
-        decayed = [p for _, p in self.parameters if p.ndim > 1 and min(p.shape[:2]) > 1]
-        chosen = {id(p) for p in decayed}
-        plain = [p for _, p in self.parameters if id(p) not in chosen]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        groups = [g for g in groups if g["params"]]
+        """Make the optimiser; groups differ in weight decay (none on biases, norms and tokens) and in the factor on the rate."""
+        members: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, p in self.parameters:
+            decay = self.weight_decay if p.ndim > 1 and min(p.shape[:2]) > 1 else 0.0
+            scale = next((s for prefix, s in self.lr_scales.items() if name.startswith(prefix)), 1.0)
+            members.setdefault((decay, scale), []).append(p)
+        groups = [{"params": ps, "weight_decay": d, "lr_scale": s} for (d, s), ps in members.items()]
         if self.optimizer == "adamw":
             return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
         if self.optimizer == "sgd":

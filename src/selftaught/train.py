@@ -127,7 +127,9 @@ def train(
     if existing.exists():
         refuse_other(read_json(existing), job)
     elif out.exists() and any(p.name not in ("needs", "lock.json", "log.txt") for p in out.iterdir()):
-        raise RunError(f"{out} exists and is no run folder.", expected="a new or empty folder", do="Choose another --out.")
+        raise RunError(
+            f"{out} exists and is no run folder.", expected="a new or empty folder", do="Choose another --out."
+        )
     return run_job(job, quiet)
 
 
@@ -135,7 +137,9 @@ def resume(run: str | os.PathLike[str], steps: int | None = None, quiet: bool = 
     """Continue a run from its folder alone; `steps` may lengthen a run that is not finished or train it further."""
     run = Path(run)
     if not (run / "config.json").exists():
-        raise RunError(f"{run} is no run folder.", expected="a folder with config.json", do="Give the --out of a training.")
+        raise RunError(
+            f"{run} is no run folder.", expected="a folder with config.json", do="Give the --out of a training."
+        )
     saved = read_json(run / "config.json")
     cls = load_class(saved["method"])
     from selftaught.core.config import from_json
@@ -144,8 +148,12 @@ def resume(run: str | os.PathLike[str], steps: int | None = None, quiet: bool = 
     if steps is not None:
         config = replace(config, steps=steps)
     if saved["data"].startswith("<"):
-        raise RunError(f"{run} was trained on {saved['data']}.", do="Call selftaught.train again with the same objects.")
-    job = Job(saved["method"], saved["data"], run, saved["size"], saved["seed"], config, saved["needs"], saved["device"])
+        raise RunError(
+            f"{run} was trained on {saved['data']}.", do="Call selftaught.train again with the same objects."
+        )
+    job = Job(
+        saved["method"], saved["data"], run, saved["size"], saved["seed"], config, saved["needs"], saved["device"]
+    )
     return run_job(job, quiet)
 
 
@@ -176,7 +184,9 @@ def train_needs(job: Job, quiet: bool) -> None:
     for name, default in cls.needs.items():
         if job.needs[name] == f"needs/{name}":
             settings = [f"image_px={job.config.image_px}"] if job.size != "paper" else []
-            train(default, job.data, job.out / "needs" / name, job.size, None, job.seed, settings, (), job.device, quiet)
+            train(
+                default, job.data, job.out / "needs" / name, job.size, None, job.seed, settings, (), job.device, quiet
+            )
 
 
 class Loop:
@@ -212,7 +222,9 @@ class Loop:
         self.recorder.rewind(self.step)
         say = self.recorder.say
         count = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
-        say(f"{self.job.method}: {count / 1e6:.2f} M parameters, {len(self.images)} pictures of {self.images.image_px} px, step {self.step}/{self.total}")
+        say(
+            f"{self.job.method}: {count / 1e6:.2f} M parameters, {len(self.images)} pictures of {self.images.image_px} px, step {self.step}/{self.total}"
+        )
         say(f"computed in {describe(self.plan)}: {self.plan.reason}")
         with SignalFlag() as flag:
             self.method.train()
@@ -263,12 +275,18 @@ class Loop:
         if player.clip_norm:
             torch.nn.utils.clip_grad_norm_(parameters, player.clip_norm)
         for group in optimizer.param_groups:
-            group["lr"] = player.lr_at(progress)
+            group["lr"] = player.lr_at(progress) * group["lr_scale"]
         optimizer.step()
         prefix = "" if len(self.players) == 1 else f"{name}/"
-        return {f"{prefix}loss": loss, **{prefix + k: v for k, v in logged.items()}, f"{prefix}lr": player.lr_at(progress)}
+        return {
+            f"{prefix}loss": loss,
+            **{prefix + k: v for k, v in logged.items()},
+            f"{prefix}lr": player.lr_at(progress),
+        }
 
-    def compute(self, player: str, indices: np.ndarray[Any, Any], progress: Progress) -> tuple[Tensor, dict[str, float]]:
+    def compute(
+        self, player: str, indices: np.ndarray[Any, Any], progress: Progress
+    ) -> tuple[Tensor, dict[str, float]]:
         """Prepare a batch and compute its loss under the plan."""
         pixels = self.images.batch(indices).to(self.job.device)
         batch = self.method.prepare(pixels, indices)
@@ -279,7 +297,9 @@ class Loop:
         """Leave the weights as they are after a number that is not finite; stop when it keeps happening."""
         self.skips += 1
         self.skips_in_row += 1
-        self.recorder.say(f"step {self.step}: {offender} of {player} is not finite; the step is skipped, the weights are unchanged")
+        self.recorder.say(
+            f"step {self.step}: {offender} of {player} is not finite; the step is skipped, the weights are unchanged"
+        )
         if self.skips_in_row > MAX_SKIPS:
             raise NumericError(
                 f"{offender} was not finite in {self.skips_in_row} steps in a row; stopped at step {self.step}.",
@@ -363,7 +383,7 @@ class Loop:
 
 def draw_pictures(method: Method, images: ImageSet, out: Path, count: int = 12) -> None:
     """Write what `method.show` draws of a few pictures to RUN/pictures/NAME.png."""
-    from selftaught.report.atomic import write_bytes
+    from selftaught.core.atomic import write_bytes
     from selftaught.report.pictures import encode
 
     indices = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
@@ -413,7 +433,9 @@ def difference(old: Any, new: Any) -> tuple[str, str]:
 def choose_device(device: str) -> str:
     """cpu, cuda, or the better of the two for "auto"."""
     if device not in ("cpu", "cuda", "auto"):
-        raise ConfigError(f"There is no device {device!r}.{suggest(device, ['cpu', 'cuda', 'auto'])}", expected="cpu, cuda or auto")
+        raise ConfigError(
+            f"There is no device {device!r}.{suggest(device, ['cpu', 'cuda', 'auto'])}", expected="cpu, cuda or auto"
+        )
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("This machine offers torch no GPU.", do="Leave --device away, or install a torch with CUDA.")
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -68,8 +68,8 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
 
 def test_the_newest_is_found_and_the_newest_two_stay(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path / "absent") is None
-    _save(tmp_path, 5, 10, 9, 1_000_000)
-    assert _names(tmp_path) == ["step-000010", "step-1000000"]
+    _save(tmp_path, 5, 999_999, 9, 1_000_000)
+    assert _names(tmp_path) == ["step-1000000", "step-999999"]
     assert checkpoint.latest(tmp_path) == tmp_path / "step-1000000"
 
 
@@ -185,6 +185,11 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["step-000020"]
 
 
+def test_the_new_one_goes_before_the_one_that_it_replaces(tmp_path: Path) -> None:
+    shutil.copytree(_save(tmp_path, 20), tmp_path / "step-000020.old")
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-000020"
+
+
 def _fail_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, count: int, number: int) -> list[int]:
     """Make call number `count` of owner.name raise; return a list that counts the calls."""
     real, calls = getattr(owner, name), [0]
@@ -233,6 +238,7 @@ def test_any_system_call_may_fail(name: str, step: int, tmp_path: Path, monkeypa
                 assert error.exit_code == 2 and "Input/output error" in str(error)
         assert checkpoint.latest(folder, pytest.fail) is not None
         assert not list(folder.glob(".tmp*"))
+        assert "step-000010" in _names(folder)
         if calls[0] < count:  # every call has failed once
             break
     expected = {"fsync": 6, "rename": 2 if step == 10 else 1, "mkdir": 1}[name]  # mkdir of a folder that is there: none

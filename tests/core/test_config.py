@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import stat
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -233,6 +234,13 @@ def test_a_corrupt_file_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "s.json").write_bytes(content)
     with pytest.raises(RunError, match=r"s\.json is corrupt"):
         cfg.read_json(tmp_path / "s.json")
+
+
+def test_file_and_folder_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[bool] = []
+    monkeypatch.setattr(cfg.os, "fsync", lambda handle: synced.append(stat.S_ISDIR(os.fstat(handle).st_mode)))
+    cfg.write_json(tmp_path / "s.json", {"a": 1})
+    assert synced == [False, True]
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:

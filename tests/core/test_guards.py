@@ -113,6 +113,13 @@ def test_embeddings_on_one_point_are_a_collapse() -> None:
     assert "collapsing" not in _run(Collapse(40), losses, std_z=one_odd, dim=64)
 
 
+def test_a_collapse_in_the_middle_is_seen_soon() -> None:
+    spread = np.where(np.arange(100) < 70, 1 / 8, 1e-4)
+    verdicts = _run(Collapse(100), np.linspace(2, 1, 100), std_z=spread, dim=64)
+    assert set(verdicts[19:70]) == {"learning"}
+    assert set(verdicts[76:]) == {"collapsing"}
+
+
 def test_a_one_hot_teacher_is_a_collapse() -> None:
     losses = np.linspace(2, 1, 40)
     assert _run(Collapse(40), losses, entropy_frac=0.049)[-1] == "collapsing"

@@ -1,10 +1,11 @@
-"""The cache: right pixels, in order, reused, rebuilt when torn, continued when interrupted, refused when too much is broken."""
+"""The cache: right pixels in order, reused, rebuilt when torn, continued when interrupted, refused when too broken."""
 
 from __future__ import annotations
 
 import errno
 import json
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,15 @@ def test_an_interrupted_cache_is_continued_to_the_same_bytes(tmp_path: Path) -> 
     np.testing.assert_array_equal(continued.images, straight.images)
     assert continued.keys == straight.keys and continued.bad == straight.bad
     assert not list((tmp_path / "a").glob(".partial-*"))
+
+
+def test_two_builders_at_once_decode_once(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    sources = [Counting(600), Counting(600)]
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(lambda source: build_cache(source, 4, cache_dir=tmp_path), sources)
+    assert sorted(source.decoded for source in sources) == [0, 600]
+    np.testing.assert_array_equal(one.images, two.images)
 
 
 def test_a_changed_file_gives_a_new_cache(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from selftaught.core.errors import DataError
 from selftaught.data import readers
 from selftaught.data.arrays import ArraySource
-from selftaught.data.base import Raw, Source, Truth, digest_of, unique_keys
+from selftaught.data.base import Raw, Source, Truth, digest_of, printable, unique_keys
 from selftaught.data.readers import MAX_FILE_BYTES, SUFFIXES, BadFile
 
 MAX_MEMBERS = 2_000_000
@@ -89,8 +89,10 @@ class TarSource(Source):
         return Truth(mask=mask, label=label, object_id=_text(facts, "object_id", "person"), source_id=group)
 
     def fingerprint(self) -> str:
-        lines = [f"{PurePosixPath(p).name}|{state}" for p, state in zip(self.paths, self._states)]
-        lines += sorted(f"{key}|{s.picture}|{sorted(s.truths.items())}" for key, s in zip(self.keys, self._samples))
+        lines = [f"{PurePosixPath(p).name}|{state}" for p, state in zip(self.paths, self._states, strict=True)]
+        lines += sorted(
+            f"{key}|{s.picture}|{sorted(s.truths.items())}" for key, s in zip(self.keys, self._samples, strict=True)
+        )
         return digest_of("tar", lines)
 
     def _index(self, number: int, taken: dict[str, _Sample]) -> dict[str, _Sample]:
@@ -101,7 +103,7 @@ class TarSource(Source):
             if file_name.startswith(".") or "__MACOSX" in folder:
                 continue
             stem, _, extension = file_name.partition(".")
-            key = f"{folder}/{stem}" if folder else stem
+            key = printable(f"{folder}/{stem}" if folder else stem)
             extension = extension.lower()
             if extension.rpartition(".")[2] in _PICTURES + _TRUTHS:
                 groups.setdefault(key, {})[extension] = (number, offset, size)
@@ -261,7 +263,7 @@ def _samples_of(key: str, files: dict[str, Place]) -> Iterator[tuple[str, _Sampl
     names = unique_keys(
         [f"{key}.{extension}" for extension in dotted]
     )  # names such as photo.v1.jpg are no sample parts
-    for name, extension in zip(names, dotted):
+    for name, extension in zip(names, dotted, strict=True):
         yield name, _Sample(folder, files[extension])
 
 

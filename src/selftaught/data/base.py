@@ -12,14 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Union
 
 import numpy as np
 
 from selftaught.core.errors import DataError
 from selftaught.data import readers
 
-Raw = Union[bytes, Path]
+Raw = bytes | Path
 
 
 @dataclass(frozen=True)
@@ -142,9 +141,15 @@ class OfficialSplits(Source):
 
 def unique_keys(names: Sequence[str]) -> list[str]:
     """Drop the suffix of each relative name; where two would become the same, those keep their suffix."""
+    names = [printable(name) for name in names]
     stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
     count, full = Counter(stems), set(names)
-    return [name if count[stem] > 1 or stem in full else stem for name, stem in zip(names, stems)]
+    return [name if count[stem] > 1 or stem in full else stem for name, stem in zip(names, stems, strict=True)]
+
+
+def printable(name: str) -> str:
+    """Return a file name as text that every terminal and file can take; bytes that are not UTF-8 become \\xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def digest_of(kind: str, lines: Iterable[str]) -> str:

@@ -2,7 +2,8 @@
 
 `compose` is a pure function of (assets, recipe, seed, split, index). The rules follow what cut-and-paste data needs (Dwibedi et
 al. 2017, Cut, Paste and Learn; Reinhard et al. 2001 for the colours): soft edges, colours moved to those of the ground, texture
-of a photograph on the object, patches of other photographs that are no objects, and one blur, noise and JPEG for the whole.
+of a photograph on the object, and one blur, noise and JPEG for the whole. Patches of other photographs pasted beside the
+object did not lower what `measure.leak` finds (IoU .34 with and without), so there are none.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
 
 ASSETS = Path(__file__).parent / "assets" / "things"
 SIDE = 96
 SPLITS = ("train", "test")
-_TURNS = np.arange(72) * (2 * math.pi / 72)
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class Recipe:
     version: int = 1
     two_objects: float = 0.15
     """Share of pictures with two objects."""
-    area: tuple[float, float] = (0.09, 0.32)
+    area: tuple[float, float] = (0.08, 0.28)
     """Object area aimed at, as a share of the picture."""
     longest_px: tuple[int, int] = (35, 70)
     rotation_deg: float = 20.0
-    recolour: tuple[float, float] = (0.5, 0.9)
+    recolour: tuple[float, float] = (0.6, 0.9)
     """How far the object's colour mean and deviation go towards the ground's."""
-    hue_share: float = 0.5
+    hue_share: float = 0.7
     """Share of objects whose hues are turned by any angle."""
-    texture: tuple[float, float] = (0.5, 1.0)
+    texture: tuple[float, float] = (0.35, 0.8)
     """Strength of the photograph's fine structure on the object, relative to that of the ground."""
     same_texture: float = 0.7
     """Share of objects whose texture is another place of the ground's own photograph."""
@@ -47,8 +47,6 @@ class Recipe:
     """Deviation in grey levels that an object keeps on a flat ground."""
     detail_px: int = 2
     """What is finer than a box of this radius counts as texture."""
-    decoys: tuple[int, int] = (2, 5)
-    """Number of patches of other photographs, both ends included."""
     shadow_share: float = 0.4
     blur_px: tuple[float, float] = (0.5, 0.9)
     noise: tuple[float, float] = (2.0, 6.0)
@@ -124,8 +122,6 @@ def compose(assets: Assets, recipe: Recipe, seed: int, split: str, index: int) -
     ground = grounds[ground_index]
     jitter = _jitter(rng)
     canvas = _crop(rng, ground.picture) * jitter[0] + jitter[1]
-    for _ in range(int(rng.integers(recipe.decoys[0], recipe.decoys[1] + 1))):
-        _decoy(rng, canvas, grounds[int(rng.integers(len(grounds)))].picture)
     mask = np.zeros((SIDE, SIDE), np.uint8)
     drawn: list[int] = []
     for number in range(1 + int(rng.random() < recipe.two_objects)):
@@ -163,7 +159,7 @@ def _crop(rng: np.random.Generator, picture: Image.Image) -> np.ndarray:
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
-    return np.clip(values + 0.5, 0, 255).astype(np.uint8)
+    return np.clip(values + np.float32(0.5), 0, 255).astype(np.uint8)
 
 
 def _blur(values: np.ndarray, radius: float) -> np.ndarray:
@@ -181,45 +177,6 @@ def _roughness(values: np.ndarray) -> float:
     return float(np.abs(rows[:, 1:] - rows[:, :-1]).mean())
 
 
-def _blob(rng: np.random.Generator) -> tuple[tuple[slice, slice], np.ndarray]:
-    """A smooth closed shape of random size and place: where it lies, and its soft mask (h, w, 1) float32 there.
-
-    The shape is an ellipse whose radius has four harmonics.
-    """
-    radius = np.ones(72)
-    for order in range(2, 6):
-        radius += rng.uniform(-0.5, 0.5) / order * np.cos(order * _TURNS + rng.uniform(0, 2 * math.pi))
-    size, stretch = rng.uniform(9, 30), rng.uniform(0.6, 1.0)
-    x = rng.uniform(0, SIDE) + size * radius * np.cos(_TURNS)
-    y = rng.uniform(0, SIDE) + size * stretch * radius * np.sin(_TURNS)
-    left, top = max(0, int(x.min())), max(0, int(y.min()))
-    right, bottom = min(SIDE, int(x.max()) + 2), min(SIDE, int(y.max()) + 2)
-    shape = Image.new("L", (2 * (right - left), 2 * (bottom - top)))
-    corners = np.stack([2 * (x - left), 2 * (y - top)], axis=1).ravel().tolist()
-    ImageDraw.Draw(shape).polygon(corners, fill=255)
-    soft = np.asarray(shape.reduce(2)).astype(np.float32) / 255
-    return (slice(top, bottom), slice(left, right)), soft[..., None]
-
-
-def _decoy(rng: np.random.Generator, canvas: np.ndarray, picture: Image.Image) -> None:
-    """Paste a patch of another photograph into the canvas: an edge that is no object's."""
-    gain, offset = _jitter(rng)
-    where, soft = _blob(rng)
-    height, width = soft.shape[:2]
-    side = min(picture.size) * rng.uniform(0.7, 1.0) / SIDE
-    left, top = rng.uniform(0, picture.width - side * width), rng.uniform(0, picture.height - side * height)
-    box = (left, top, left + side * width, top + side * height)
-    patch = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, box=box)) * gain + offset
-    below = canvas[where]
-    patch += np.float32(rng.uniform(0.4, 0.9)) * (_mean(canvas) - _mean(patch))
-    canvas[where] = below + soft * (patch - below)
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Channel means (3,), on every third pixel: enough for colours, and nine times cheaper."""
-    return values[::3, ::3].reshape(-1, 3).mean(0)
-
-
 def _place(
     rng: np.random.Generator, recipe: Recipe, thing: Object, shrink: float, taken: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -229,7 +186,7 @@ def _place(
     scale = longest / max(thing.picture.size)
     angle = math.radians(rng.uniform(-recipe.rotation_deg, recipe.rotation_deg))
     mirror = -1.0 if rng.random() < 0.5 else 1.0
-    half = [0.46 * scale * side for side in thing.picture.size]
+    half = [0.42 * scale * side for side in thing.picture.size]
     best, least = (SIDE / 2, SIDE / 2), math.inf
     for _ in range(1 if not taken.any() else 8):
         x, y = (rng.uniform(min(h, SIDE / 2), max(SIDE - h, SIDE / 2)) for h in half)

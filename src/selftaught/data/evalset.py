@@ -58,7 +58,7 @@ class EvalSet:
         return self._texts("label") if self.has_labels else None
 
     def source_ids(self) -> np.ndarray:
-        """Return the group of each picture as text (N,), "" where unknown; a group belongs on one side of a split."""
+        """Return the group of each picture as text (N,), "" where unknown; a split must not cut a group."""
         return self._texts("source_id")
 
     def object_ids(self) -> np.ndarray:
@@ -66,11 +66,11 @@ class EvalSet:
         return self._texts("object_id")
 
     def mask(self, i: int) -> np.ndarray | None:
-        """Return the instance map of picture `i` at original size, uint8 (H, W), 255 = ignore; None when unknown."""
+        """Return the map of ids of picture `i` at original size, uint8 (H, W), 255 = ignore; None when unknown."""
         return self.truth(i).mask if self.has_masks else None
 
     def masks_at(self, px: int) -> np.ndarray:
-        """Return all instance maps stretched to uint8 (N, px, px) by nearest neighbour; 255 everywhere where unknown."""
+        """Return all maps of ids stretched to uint8 (N, px, px) by nearest neighbour; 255 where unknown."""
         maps = np.full((len(self), px, px), IGNORE_ID, np.uint8)
         for i in range(len(self)):
             mask = self.mask(i)

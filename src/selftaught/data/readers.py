@@ -13,14 +13,14 @@ import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Union
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from selftaught.core.errors import DataError
 
-Readable = Union[bytes, bytearray, memoryview, str, "os.PathLike[str]"]
+Readable = bytes | bytearray | memoryview | str | os.PathLike[str]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SUFFIXES = (
@@ -43,6 +43,8 @@ _TRANSPOSE = {
 
 # Pictures above our own limit are refused with a reason; Pillow's warning would only repeat it on the terminal.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Broken tags say nothing about the pixels; a file whose pixels are broken is named in the list of bad files.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class BadFile(DataError):

@@ -18,7 +18,17 @@ from selftaught.core.errors import DataError, suggest
 from selftaught.data import readers
 from selftaught.data.archives import NpzSource, TarSource
 from selftaught.data.arrays import ArraySource
-from selftaught.data.base import OfficialSplits, Raw, Source, Subset, Truth, digest_of, split_indices, unique_keys
+from selftaught.data.base import (
+    OfficialSplits,
+    Raw,
+    Source,
+    Subset,
+    Truth,
+    digest_of,
+    printable,
+    split_indices,
+    unique_keys,
+)
 from selftaught.data.readers import SUFFIXES, BadFile
 
 __all__ = [
@@ -85,6 +95,7 @@ class FolderSource(Source):
         if name in self._masks:
             mask = readers.decode_mask(self.root / self._masks[name], binary_255=True)
         folder = PurePosixPath(name).parent.as_posix() if self._one_level else None
+        folder = None if folder is None else printable(folder)
         return Truth(mask=mask, label=folder) if self.has_labels else Truth(mask=mask, source_id=folder)
 
     def fingerprint(self) -> str:
@@ -99,14 +110,14 @@ class FolderSource(Source):
             try:
                 here = os.stat(root / below)
                 if (here.st_dev, here.st_ino) in seen:
-                    self.notes.append(f"{below}: a link to a folder that is read already, left out")
+                    self.notes.append(f"{printable(below)}: a link to a folder that is read already, left out")
                     continue
                 seen.add((here.st_dev, here.st_ino))
                 entries = sorted(os.scandir(root / below), key=lambda entry: entry.name)
             except OSError as error:
                 if not below:
                     raise DataError(f"{root} cannot be read ({error.strerror})") from error
-                self.notes.append(f"{below}: folder cannot be read ({error.strerror}), left out")
+                self.notes.append(f"{printable(below)}: folder cannot be read ({error.strerror}), left out")
                 continue
             for entry in entries:
                 if entry.name.startswith(".") or entry.name == "__MACOSX":
@@ -166,7 +177,7 @@ class ListSource(Source):
         return self.paths[i]
 
     def fingerprint(self) -> str:
-        return digest_of("list", [f"{n}|{_stat_text(p)}" for n, p in zip(self._names, self.paths)])
+        return digest_of("list", [f"{n}|{_stat_text(p)}" for n, p in zip(self._names, self.paths, strict=True)])
 
 
 def open_data(data: Any, split: str = "all") -> Source:

@@ -22,7 +22,9 @@ Masks = Sequence["np.ndarray[Any, Any]"]
 
 
 @torch.no_grad()
-def segment_all(method: Segments, pictures: Sequence[np.ndarray[Any, Any]], batch_size: int = 64) -> list[np.ndarray[Any, Any]]:
+def segment_all(
+    method: Segments, pictures: Sequence[np.ndarray[Any, Any]], batch_size: int = 64
+) -> list[np.ndarray[Any, Any]]:
     """Soft masks (H, W) float32 in [0, 1] of (H, W, 3) uint8 pictures of any sizes; pictures of one size share a batch."""
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for i, picture in enumerate(pictures):
@@ -79,13 +81,13 @@ def mask_scores(predictions: Masks, truths: Masks, baselines: Mapping[str, Masks
 
 def segmentation_scores(method: Segments, data: EvalData, others: Mapping[str, Segments]) -> dict[str, Score]:
     """Segment the test pictures that have masks, at their own size, and score them; `others` are baselines that segment too."""
-    indices = [i for i in range(len(data.test)) if data.test.has_mask(i)]
-    indices = [indices[k] for k in np.linspace(0, len(indices) - 1, min(len(indices), MAX_PICTURES)).astype(int)] if indices else []
-    if not indices:
+    masked = [i for i in range(len(data.test)) if data.test.mask(i) is not None] if data.test.has_masks else []
+    if not masked:
         data.notes.append("no masks were found, so objects could not be scored")
         return {}
-    pictures = [data.test.picture(i) for i in indices]
-    truths = [data.test.mask(i) for i in indices]
+    indices = [masked[k] for k in np.linspace(0, len(masked) - 1, min(len(masked), MAX_PICTURES)).astype(int)]
+    pictures = [data.test.image(i) for i in indices]
+    truths = [np.asarray(data.test.mask(i)) for i in indices]
     baselines: dict[str, Masks] = dict(mask_baselines(pictures))
     for name, other in others.items():
         baselines[name] = segment_all(other, pictures)

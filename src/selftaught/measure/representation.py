@@ -9,7 +9,7 @@ import torch
 
 from selftaught.measure.features import feature_scores, rank_me
 from selftaught.measure.pixels import hog, raw_pixels
-from selftaught.measure.score import Score
+from selftaught.measure.score import Score, jackknife_ci
 
 if TYPE_CHECKING:
     from selftaught.data.cache import ImageSet
@@ -20,7 +20,9 @@ MAX_TEST = 5_000
 
 
 @torch.no_grad()
-def embed_all(method: Embeds, images: ImageSet, count: int | None = None, batch_size: int = 256) -> np.ndarray[Any, Any]:
+def embed_all(
+    method: Embeds, images: ImageSet, count: int | None = None, batch_size: int = 256
+) -> np.ndarray[Any, Any]:
     """(N, D) float32 embeddings of the first `count` cached pictures."""
     count = len(images) if count is None else min(count, len(images))
     parts = [
@@ -40,11 +42,14 @@ def representation_scores(method: Embeds, untrained: Embeds, data: EvalData) -> 
     bank_labels = data.train.labels() if data.train is not None else None
     if data.train is None or test_labels is None or bank_labels is None:
         embedded = embed_all(method, (data.train or data.test).images, MAX_BANK)
-        value = rank_me(embedded)
         note = f"of {embedded.shape[1]} dimensions; no labels were found, so neighbours could not be scored"
-        return {"rank_me": Score(value, len(embedded), (value, value), "higher", "dimensions", {}, note)}
-    train, bank_labels = spread(data.train, bank_labels, MAX_BANK)
-    test, test_labels = spread(data.test, test_labels, MAX_TEST)
+        return {
+            "rank_me": Score(
+                rank_me(embedded), len(embedded), jackknife_ci(embedded, rank_me), "higher", "dimensions", {}, note
+            )
+        }
+    train, bank_labels = spread(data.train.images, bank_labels, MAX_BANK)
+    test, test_labels = spread(data.test.images, test_labels, MAX_TEST)
     pictures = train.images, test.images
     baselines = {
         "raw_pixels": tuple(raw_pixels(x) for x in pictures),
@@ -70,8 +75,8 @@ class Spread:
         return torch.from_numpy(np.ascontiguousarray(self.images[indices]))
 
 
-def spread(data: Any, labels: np.ndarray[Any, Any], limit: int) -> tuple[Any, np.ndarray[Any, Any]]:
+def spread(images: ImageSet, labels: np.ndarray[Any, Any], limit: int) -> tuple[Any, np.ndarray[Any, Any]]:
     """At most `limit` labelled pictures, evenly spread over the set, as (pictures, labels)."""
     known = np.flatnonzero(labels.astype(str) != "")
     indices = known[np.linspace(0, len(known) - 1, min(limit, len(known))).astype(int)]
-    return Spread(data.images, indices), labels[indices]
+    return Spread(images, indices), labels[indices]

@@ -69,7 +69,7 @@ class Backbone(nn.Module):
     def as_map(self, tokens: Tensor, images: Tensor) -> Tensor:
         """Reshape (B, N, D) tokens of `images` to (B, D, h, w)."""
         h = images.shape[2] // self.patch_px
-        return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], h, -1)
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], h, -1)
 
 
 class TimmMaps(nn.Module):
@@ -84,7 +84,7 @@ class TimmMaps(nn.Module):
         if out.ndim == 3:
             prefix = int(getattr(self.model, "num_prefix_tokens", 0))  # class and register tokens come first
             h = images.shape[2] // self.patch_px
-            out = out[:, prefix:].transpose(1, 2).reshape(len(out), out.shape[2], h, -1)
+            out = out[:, prefix:].transpose(1, 2).reshape(out.shape[0], out.shape[2], h, -1)
         return out
 
 
@@ -98,16 +98,21 @@ def build_backbone(name: str, image_px: int, patch_px: int, stem: str = "linear"
     if name.startswith("timm:"):
         return build_timm(name[5:], image_px)
     if name not in BACKBONES:
-        raise ConfigError(f"There is no backbone {name!r}.{suggest(name, BACKBONES)}", expected=", ".join(BACKBONES) + ", or timm:MODEL")
+        raise ConfigError(
+            f"There is no backbone {name!r}.{suggest(name, BACKBONES)}",
+            expected=", ".join(BACKBONES) + ", or timm:MODEL",
+        )
     kind, sizes, _ = BACKBONES[name]
     if kind == "vit":
         vit = ViT(image_px=image_px, patch_px=patch_px, stem=stem, **sizes)
         return Backbone(vit, vit.width, patch_px, image_px)
-    stages = len(sizes.get("blocks", (2, 2, 2, 2)))
-    natural = 2 ** (stages - 1)
-    strides = {natural: (1, 2), natural * 2: (2, 2), natural // 2: (1, 1)}
+    steps = 2 ** (len(sizes.get("blocks", (2, 2, 2, 2))) - 1)
+    # Small pictures keep their resolution in the stem; large ones lose it there, where it costs most, and keep a fine last map.
+    strides = {steps // 2: (1, 1), steps: (1, 2) if image_px <= 48 else (2, 1), steps * 2: (2, 2)}
     if patch_px not in strides:
-        raise ConfigError(f"{name} cannot make a map of stride {patch_px}.", expected=f"patch_px one of {sorted(strides)}")
+        raise ConfigError(
+            f"{name} cannot make a map of stride {patch_px}.", expected=f"patch_px one of {sorted(strides)}"
+        )
     stem_stride, last_stride = strides[patch_px]
     resnet = ResNet(stem_stride=stem_stride, last_stride=last_stride, **sizes)
     return Backbone(resnet, resnet.width, patch_px, image_px)

@@ -37,7 +37,9 @@ class ResNet(nn.Module):
         last_stride: stride of the last stage (1 keeps a finer map).
     """
 
-    def __init__(self, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2), stem_stride: int = 1, last_stride: int = 2):
+    def __init__(
+        self, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2), stem_stride: int = 1, last_stride: int = 2
+    ):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         layers: list[nn.Module] = []

@@ -173,7 +173,7 @@ class ViT(nn.Module):
         x = self.embed(images)
         if keep is not None:
             x = x.gather(1, keep[..., None].expand(-1, -1, self.width))
-        x = torch.cat([self.cls.expand(len(x), -1, -1).to(x.dtype), x], 1)
+        x = torch.cat([self.cls.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
         for block in self.blocks[:-1]:
             x = block(x)
         last = self.blocks[-1]

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
+from selftaught.core.atomic import replacing, write_bytes
 from selftaught.core.errors import DataError, RunError
-from selftaught.report.atomic import replacing, write_bytes
 from selftaught.report.onnx_export import export_onnx as export_onnx
 from selftaught.report.pictures import resize_mask
 

@@ -15,9 +15,9 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from selftaught.core.atomic import write_bytes
 from selftaught.core.errors import RunError
 from selftaught.report import words
-from selftaught.report.atomic import write_bytes
 from selftaught.report.content import (
     Cluster,
     Cost,
@@ -130,28 +130,29 @@ def _facts(content: ReportContent) -> list[tuple[str, str]]:
 
 def _objects(content: ReportContent, scale: float, quality: int) -> dict[str, Any]:
     found = list(content.objects)
-    scored = [item for item in found if item[3] is not None and math.isfinite(item[3])]
-    by_truth = bool(scored)
-    place = 3 if by_truth else 4
-    everything = sorted(found, key=lambda item: float(item[place] or 0.0), reverse=True)
-    ranked = [item for item in everything if not by_truth or item in_scored]
-    # With few pictures all are shown, and picking from them would only repeat.
-    side = min(_SIDE, len(ranked) // 3) if len(found) > _RANDOM else 0
-    middle = (len(ranked) - side) // 2
+    by_truth = any(_known(item[3]) for item in found)
     what = "overlap with the truth" if by_truth else "confidence"
-    groups = []
-    if side:
+
+    def rank(item: FoundObject) -> float:
+        figure = item[3] if by_truth else item[4]
+        return figure if figure is not None and math.isfinite(figure) else -1.0
+
+    ordered = sorted(found, key=rank, reverse=True)
+    groups: list[tuple[str, str, list[FoundObject]]]
+    if len(found) <= _RANDOM:
+        groups = [("All", f"Every picture that was searched, ordered by {what}.", ordered)]
+    else:
+        ranked = [item for item in ordered if rank(item) >= 0]
+        side = min(_SIDE, len(ranked) // 3)
+        middle = (len(ranked) - side) // 2
         best, worst = ("Best", "Worst") if by_truth else ("Most sure", "Least sure")
+        chosen = np.sort(np.random.default_rng(0).permutation(len(found))[:_RANDOM])
         groups = [
             (best, f"The highest {what}.", ranked[:side]),
             ("Median", f"The middle of all, ordered by {what}.", ranked[middle : middle + side]),
             (worst, f"The lowest {what}.", ranked[len(ranked) - side :]),
+            ("Random, not chosen", f"Drawn by lot from all {len(found):,}.", [found[index] for index in chosen]),
         ]
-    chosen = np.sort(np.random.default_rng(0).permutation(len(found))[:_RANDOM])
-    everything = sorted(found, key=lambda item: float(item[place] or 0.0), reverse=True)
-    label = "Random, not chosen" if len(found) > _RANDOM else "All"
-    about = f"Drawn by lot from all {len(found):,}." if len(found) > _RANDOM else "Every picture that was searched."
-    groups.append((label, about, [found[index] for index in chosen] if len(found) > _RANDOM else everything))
     return {
         "any": bool(found),
         "by_truth": by_truth,
@@ -159,8 +160,13 @@ def _objects(content: ReportContent, scale: float, quality: int) -> dict[str, An
         "groups": [
             {"name": name, "about": about, "tiles": [_tile(item, scale, quality) for item in items]}
             for name, about, items in groups
+            if items
         ],
     }
+
+
+def _known(figure: float | None) -> bool:
+    return figure is not None and math.isfinite(figure)
 
 
 def _tile(item: FoundObject, scale: float, quality: int) -> dict[str, str]:
@@ -353,7 +359,7 @@ def _amount(amount: Any) -> str:
     return f"{int(amount):,}" if float(amount).is_integer() else words.number(float(amount))
 
 
-def _short(key: str, longest: int = 40) -> str:
-    """The end of a long name tells more than its beginning."""
-    shown = words.plain(key)
-    return shown if len(shown) <= longest else "…" + shown[-longest + 1 :]
+def _short(key: str, longest: int = 60) -> str:
+    """The file's own name; its folders are in the title of the caption."""
+    shown = words.plain(key).rstrip("/").rsplit("/", 1)[-1]
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from selftaught.core.atomic import replacing
 from selftaught.core.errors import RunError
-from selftaught.report.atomic import replacing
 
 if TYPE_CHECKING:
     import torch

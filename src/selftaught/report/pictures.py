@@ -129,7 +129,8 @@ def encode(picture: Array, kind: str = "jpeg", quality: int = 82) -> bytes:
     if kind == "png":
         image.save(buffer, "PNG", optimize=True)
     elif kind == "jpeg":
-        image.save(buffer, "JPEG", quality=quality, optimize=True, subsampling=0 if quality > 75 else 2)
+        # Without `optimize`: Pillow's buffer for it is too small for noise, which then fails to encode.
+        image.save(buffer, "JPEG", quality=quality, subsampling=0 if quality > 75 else 2)
     else:
         raise DataError(f"Unknown kind of picture {kind!r}.", expected="'jpeg' or 'png'")
     return buffer.getvalue()

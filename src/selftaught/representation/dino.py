@@ -155,7 +155,7 @@ class DINO(EncoderMethod):
         self.register_buffer("centre", torch.zeros(c.prototypes))
         self.register_buffer("score_sum", torch.zeros(c.prototypes))
         self.register_buffer("score_count", torch.zeros(()))
-        self.big = dino_global(c.image_px, scale=(c.global_min, 1.0))
+        self.big = [dino_global(c.image_px, second=second, scale=(c.global_min, 1.0)) for second in (False, True)]
         self.small = dino_local(c.local_px, scale=(c.local_min, c.global_min))
 
     def encoder(self) -> nn.Module:
@@ -166,7 +166,7 @@ class DINO(EncoderMethod):
 
     def prepare(self, images: Tensor, indices: np.ndarray[Any, Any]) -> list[Tensor]:
         """Two large crops (B, 3, S, S), then the small ones."""
-        big = [augment(images, self.big) for _ in range(2)]
+        big = [augment(images, view) for view in self.big]
         return big + [augment(images, self.small) for _ in range(self.config.local_crops)]
 
     @torch.no_grad()

@@ -133,11 +133,11 @@ class MAE(EncoderMethod):
         super().__init__(config, needs)
         c = config
         if not isinstance(self.backbone.net, ViT) or c.stem != "linear":
-            raise ValueError("mae needs a ViT backbone with the linear stem: a convolution would look into hidden patches")
+            raise ValueError(
+                "mae needs a ViT backbone with the linear stem: a convolution would look into hidden patches"
+            )
         grid = c.image_px // c.patch_px
-        self.decoder = Decoder(
-            self.backbone.width, c.decoder_width, c.decoder_depth, c.decoder_heads, c.patch_px, grid
-        )
+        self.decoder = Decoder(self.backbone.width, c.decoder_width, c.decoder_depth, c.decoder_heads, c.patch_px, grid)
         self.view = plain_view(c.image_px, scale=(c.crop_min, 1.0))
 
     @property

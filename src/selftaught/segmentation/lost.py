@@ -55,23 +55,6 @@ class LostResult(NamedTuple):
     """(B,) int64 patch of lowest degree, counted row by row."""
 
 
-class Lost(CutMethod):
-    """Grows an object from the patch that resembles the fewest others."""
-
-    name: ClassVar[str] = "lost"
-    Config: ClassVar[type[TrainConfig]] = LostConfig
-    sizes: ClassVar[Mapping[str, TrainConfig]] = {
-        "tiny": LostConfig(image_px=32, k=8),
-        "small": LostConfig(k=15),  # about the same share of the 144 patches as 100 of a full-size picture's
-        "paper": LostConfig(image_px=480, batch_size=4),
-    }
-    config: LostConfig
-
-    def cut(self, keys: Tensor, images: Tensor) -> Tensor:
-        """(B, D, h, w) patch features to (B, h, w) boolean masks."""
-        return lost_masks(keys, self.config.k).masks
-
-
 def lost_masks(keys: Tensor, k: int = 100) -> LostResult:
     """Find one object per picture from patch features (B, D, h, w), not normalised.
 
@@ -103,3 +86,20 @@ def lost_masks(keys: Tensor, k: int = 100) -> LostResult:
     inside = (total > 0).scatter(1, seed[:, None], True)
     masks = component_of_seed(inside.view(grid), seed)
     return LostResult(masks, total.view(grid), torch.cat(degrees).view(grid), seed)
+
+
+class Lost(CutMethod):
+    """Grows an object from the patch that resembles the fewest others."""
+
+    name: ClassVar[str] = "lost"
+    Config: ClassVar[type[TrainConfig]] = LostConfig
+    sizes: ClassVar[Mapping[str, TrainConfig]] = {
+        "tiny": LostConfig(image_px=32, k=8),
+        "small": LostConfig(k=15),  # about the same share of the 144 patches as 100 of a full-size picture's
+        "paper": LostConfig(image_px=480, batch_size=4),
+    }
+    config: LostConfig
+
+    def cut(self, keys: Tensor, images: Tensor) -> Tensor:
+        """(B, D, h, w) patch features to (B, h, w) boolean masks."""
+        return lost_masks(keys, self.config.k).masks

@@ -63,23 +63,6 @@ class SpectralResult(NamedTuple):
     """(B,) bool, True where the eigenvalue is repeated and the mask therefore arbitrary."""
 
 
-class Spectral(CutMethod):
-    """Sign of the second eigenvector of the soft patch graph."""
-
-    name: ClassVar[str] = "spectral"
-    Config: ClassVar[type[TrainConfig]] = SpectralConfig
-    sizes: ClassVar[Mapping[str, TrainConfig]] = {
-        "tiny": SpectralConfig(image_px=32),
-        "small": SpectralConfig(),
-        "paper": SpectralConfig(image_px=480, batch_size=4),
-    }
-    config: SpectralConfig
-
-    def cut(self, keys: Tensor, images: Tensor) -> Tensor:
-        """(B, D, h, w) patch features and (B, 3, S, S) pictures to (B, h, w) boolean masks."""
-        return spectral_masks(keys, images, color=self.config.color, keep=self.config.keep).masks
-
-
 def spectral_masks(
     keys: Tensor, images: Tensor | None = None, *, color: float = 0.0, keep: str = "all"
 ) -> SpectralResult:
@@ -145,3 +128,20 @@ def color_affinity(picture: Tensor) -> Tensor:
         np.add.at(graph, (here, near.ravel()), 1.0)
         np.add.at(graph, (near.ravel(), here), 1.0)
     return torch.from_numpy(graph)
+
+
+class Spectral(CutMethod):
+    """Sign of the second eigenvector of the soft patch graph."""
+
+    name: ClassVar[str] = "spectral"
+    Config: ClassVar[type[TrainConfig]] = SpectralConfig
+    sizes: ClassVar[Mapping[str, TrainConfig]] = {
+        "tiny": SpectralConfig(image_px=32),
+        "small": SpectralConfig(),
+        "paper": SpectralConfig(image_px=480, batch_size=4),
+    }
+    config: SpectralConfig
+
+    def cut(self, keys: Tensor, images: Tensor) -> Tensor:
+        """(B, D, h, w) patch features and (B, 3, S, S) pictures to (B, h, w) boolean masks."""
+        return spectral_masks(keys, images, color=self.config.color, keep=self.config.keep).masks

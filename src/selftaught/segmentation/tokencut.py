@@ -31,6 +31,16 @@ from selftaught.segmentation.cut import CutConfig, CutMethod, graph_slices, unit
 _TIE = 1e-6
 
 
+def check_graph(tau: float, eps: float, binary: bool = True) -> None:
+    """Refuse a tau or eps for which the graph of patches is not defined, with a ConfigError."""
+    if not -1.0 <= tau <= 0.99:
+        raise ConfigError(f"tau is {tau}.", expected="-1 <= tau <= 0.99", why="a patch must stay joined with itself")
+    if not 0.0 < eps < 1.0:
+        raise ConfigError(f"eps is {eps}.", expected="0 < eps < 1", why="eps keeps the graph connected")
+    if not binary and tau < 0.0:
+        raise ConfigError(f"tau is {tau} and the weights are cosines.", expected="tau >= 0: weights are not negative")
+
+
 @dataclass(frozen=True)
 class TokenCutConfig(CutConfig):
     """Settings of TokenCut; the defaults are the paper's."""
@@ -60,24 +70,6 @@ class TokenCutResult(NamedTuple):
     """(B,) int64 patch with the largest |x|, counted row by row."""
     repeated: Tensor
     """(B,) bool, True where the eigenvalue is repeated and the mask therefore arbitrary."""
-
-
-class TokenCut(CutMethod):
-    """Normalised cut of the patch graph into object and background."""
-
-    name: ClassVar[str] = "tokencut"
-    Config: ClassVar[type[TrainConfig]] = TokenCutConfig
-    sizes: ClassVar[Mapping[str, TrainConfig]] = {
-        "tiny": TokenCutConfig(image_px=32),
-        "small": TokenCutConfig(),
-        "paper": TokenCutConfig(image_px=480, batch_size=4),
-    }
-    config: TokenCutConfig
-
-    def cut(self, keys: Tensor, images: Tensor) -> Tensor:
-        """(B, D, h, w) patch features to (B, h, w) boolean masks."""
-        c = self.config
-        return tokencut_masks(keys, c.tau, c.eps, binary=c.binary).masks
 
 
 def tokencut_masks(keys: Tensor, tau: float = 0.2, eps: float = 1e-5, *, binary: bool = True) -> TokenCutResult:
@@ -117,11 +109,19 @@ def orient(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x * sign, centred * sign > 0, seed
 
 
-def check_graph(tau: float, eps: float, binary: bool = True) -> None:
-    """Refuse a tau or eps for which the graph of patches is not defined, with a ConfigError."""
-    if not -1.0 <= tau <= 0.99:
-        raise ConfigError(f"tau is {tau}.", expected="-1 <= tau <= 0.99", why="a patch must stay joined with itself")
-    if not 0.0 < eps < 1.0:
-        raise ConfigError(f"eps is {eps}.", expected="0 < eps < 1", why="eps keeps the graph connected")
-    if not binary and tau < 0.0:
-        raise ConfigError(f"tau is {tau} and the weights are cosines.", expected="tau >= 0: weights are not negative")
+class TokenCut(CutMethod):
+    """Normalised cut of the patch graph into object and background."""
+
+    name: ClassVar[str] = "tokencut"
+    Config: ClassVar[type[TrainConfig]] = TokenCutConfig
+    sizes: ClassVar[Mapping[str, TrainConfig]] = {
+        "tiny": TokenCutConfig(image_px=32),
+        "small": TokenCutConfig(),
+        "paper": TokenCutConfig(image_px=480, batch_size=4),
+    }
+    config: TokenCutConfig
+
+    def cut(self, keys: Tensor, images: Tensor) -> Tensor:
+        """(B, D, h, w) patch features to (B, h, w) boolean masks."""
+        c = self.config
+        return tokencut_masks(keys, c.tau, c.eps, binary=c.binary).masks

@@ -1,0 +1,65 @@
+"""Measure a run on held-out pictures, with the baselines beside; truth is read here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selftaught.core.config import read_json, write_json
+from selftaught.data.evalset import open_eval
+from selftaught.data.sources import open_data
+from selftaught.loading import load_method, part_of
+from selftaught.measure.score import Score
+from selftaught.method import EvalData
+
+
+def evaluate(
+    run: str | os.PathLike[str], data: Any = None, json: str | os.PathLike[str] | None = None, limit: int | None = None
+) -> dict[str, Score]:
+    """Score a run; of a folder of `selftaught learn`, its features and its masks.
+
+    Args:
+        run: run folder.
+        data: pictures with truth; the data that the run was trained on when None. Official or made splits are kept: the test part is
+            scored, the training part serves as bank of nearest neighbours.
+        json: write {"run", "data", "scores": {name: {"value", "n", "ci95", "better", "baselines"}}} there too.
+        limit: use at most so many pictures of each part.
+
+    Returns:
+        name -> Score; empty where the data hold no truth that the method can be measured with.
+    """
+    run = Path(run)
+    parts = [
+        part
+        for part in ("features", "masks")
+        if (run / "learn.json").exists() and (run / part / "config.json").exists()
+    ]
+    scores: dict[str, Score] = {}
+    notes: list[str] = []
+    for folder in [run / part for part in parts] or [part_of(run)]:
+        saved = read_json(folder / "config.json")
+        method = load_method(folder)
+        opened = open_for(saved["data"] if data is None else data, method.config.image_px, limit, saved["seed"])
+        with torch.no_grad():
+            scores |= method.evaluate(opened)
+        notes += opened.notes
+    named = str(data if data is not None else saved["data"])
+    result = {
+        "run": run.name,
+        "data": Path(named).name,
+        "notes": notes,
+        "scores": {k: s.to_json() for k, s in scores.items()},
+    }
+    write_json(run / "scores.json", result)
+    if json is not None:
+        write_json(json, result)
+    return scores
+
+
+def open_for(data: Any, image_px: int, limit: int | None, seed: int) -> EvalData:
+    """Open the bank and the test part of some data for evaluation."""
+    bank = open_eval(data, "train", image_px, limit) if open_data(data, "train").has_labels else None
+    return EvalData(bank, open_eval(data, "test", image_px, limit), seed)

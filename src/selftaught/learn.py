@@ -1,0 +1,236 @@
+"""The main job: from a folder of unlabelled pictures to features, objects, exports and a report.
+
+    RUN/features/      a training of the room `representation`
+    RUN/masks/         SelfMask: votes pseudo-masks from the features, then trains the mask network
+    RUN/scores.json    where truth was found
+    RUN/export/        COCO, YOLO, PNG masks, embeddings, ONNX
+    RUN/report.html    what a person looks at
+    RUN/learn.json     the plan: what was asked, and the steps that `minutes` became; frozen at the first start
+
+Every stage continues where it stopped when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selftaught.core.config import read_json, to_json, write_json
+from selftaught.core.errors import ConfigError, RunError
+from selftaught.core.guards import RunLock
+from selftaught.core.seeds import batch_indices, seed_all
+from selftaught.core.tune import Plan, choose
+from selftaught.data.cache import ImageSet, build_cache
+from selftaught.data.sources import open_data
+from selftaught.evaluate import evaluate
+from selftaught.loading import load
+from selftaught.method import Method, Progress, TrainConfig
+from selftaught.registry import load_class
+from selftaught.train import describe_data, is_path, train
+
+SCHEMA = 1
+SHARES = {"features": 0.6, "masks": 0.3}
+"""How `minutes` is divided; the rest is for reading, voting, scoring and the report."""
+FEATURE_SETTINGS: dict[str, dict[str, Any]] = {
+    "simclr": dict(image_px=96, backbone="resnet18-32", patch_px=8, batch_size=128, steps=1500),
+    "dino": dict(image_px=96, patch_px=8, local_px=48, batch_size=64, steps=1500),
+    "mae": dict(image_px=96, patch_px=8, batch_size=128, steps=3000),
+}
+"""What changes in a method's `small` config for pictures of 96 px with objects in them."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of the job."""
+
+    method: str
+    config: TrainConfig
+
+
+def learn(
+    data: Any,
+    out: str | os.PathLike[str],
+    minutes: float | None = None,
+    size: str = "small",
+    seed: int = 0,
+    features: str = "simclr",
+    need: Sequence[str] = (),
+    quiet: bool = False,
+) -> Path:
+    """Learn features and objects from unlabelled pictures and write a report; the same call again continues.
+
+    Args:
+        data: folder, tar, npz, list file, URL, list of paths, array, or sample:NAME.
+        out: folder of the run.
+        minutes: time for learning on this machine; becomes steps once, from a measured rate. The size's own steps when None.
+        size: tiny (seconds, for tests), small (CPU minutes) or paper (GPUs).
+        seed: seed of everything random.
+        features: the method that learns the features.
+        need: ("features=RUN",) takes learned features instead of learning them.
+
+    Returns:
+        The run folder; open report.html in it.
+    """
+    if minutes is not None and not 0 < minutes < 1e6:
+        raise ConfigError(f"minutes is {minutes}.", expected="a positive number")
+    out = Path(out)
+    asked = {
+        "schema": SCHEMA, "size": size, "seed": seed, "minutes": minutes, "features": features, "need": list(need),
+        "data": str(Path(data).resolve()) if is_path(data) else describe_data(data),
+    }  # fmt: skip
+    seconds: dict[str, float] = {}
+    with RunLock(out):
+        images = timed(seconds, "reading pictures", lambda: read_pictures(data, size, features, out, quiet))
+        stages = timed(seconds, "planning", lambda: plan_stages(asked, images, out, quiet))
+        given = dict(text.split("=", 1) for text in need)
+        feature_run = Path(given["features"]) if "features" in given else out / "features"
+        if "features" not in given:
+            timed(seconds, "features", lambda: run_stage(stages["features"], data, feature_run, size, seed, (), quiet))
+        needs = (f"features={feature_run}",)
+        timed(seconds, "masks", lambda: run_stage(stages["masks"], data, out / "masks", size, seed, needs, quiet))
+        timed(seconds, "scoring", lambda: evaluate(out))
+        report = timed(seconds, "export and report", lambda: finish(out, data, images, seconds, quiet))
+    if not quiet:
+        print(f"look at {report}")
+    return out
+
+
+def timed(seconds: dict[str, float], stage: str, work: Any) -> Any:
+    """Run `work`, adding its time to `seconds`."""
+    begin = time.monotonic()
+    result = work()
+    seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - begin
+    return result
+
+
+def stage_config(method: str, size: str, **changes: Any) -> TrainConfig:
+    """A method's config of a size, with changes that it has fields for."""
+    config: TrainConfig = load_class(method).sizes[size]
+    if size == "small":
+        changes = {**FEATURE_SETTINGS.get(method, {}), **changes}
+    return replace(config, **{k: v for k, v in changes.items() if hasattr(config, k)})
+
+
+def read_pictures(data: Any, size: str, features: str, out: Path, quiet: bool) -> ImageSet:
+    """Decode the training pictures once; pictures of 48 px and less are learned at 32 px."""
+    source = open_data(data, "train")
+    px = stage_config(features, size).image_px
+    told = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal told
+        if not quiet and time.monotonic() - told > 5:
+            told = time.monotonic()
+            print(f"reading pictures: {done} of {total}", file=sys.stderr)
+
+    images = build_cache(source, px, report=report)
+    if size == "small" and float(np.median(images.sizes.min(1))) <= 48:
+        images = build_cache(source, 32, report=report)
+    if not quiet:
+        print(f"{len(images)} pictures, learned at {images.image_px} px; {len(images.bad)} could not be read")
+    return images
+
+
+def plan_stages(asked: dict[str, Any], images: ImageSet, out: Path, quiet: bool) -> dict[str, Stage]:
+    """The trainings of the job: from learn.json when it is there, measured and written otherwise."""
+    path = out / "learn.json"
+    names = {"features": asked["features"], "masks": "selfmask"}
+    if path.exists():
+        kept = read_json(path)
+        changed = [k for k in asked if kept["asked"].get(k) != asked[k]]
+        if changed:
+            texts = ", ".join(f"{k}={kept['asked'].get(k)!r}" for k in changed)
+            raise RunError(
+                f"{out} holds another job, with {texts}.", do="Choose another --out, or repeat the first command."
+            )
+        from selftaught.core.config import from_json
+
+        return {k: Stage(names[k], from_json(load_class(names[k]).Config, c)) for k, c in kept["stages"].items()}
+    px = images.image_px
+    small_patch: dict[str, Any] = dict(patch_px=4, local_px=16) if px == 32 and asked["size"] == "small" else {}
+    if small_patch and asked["features"] == "simclr":
+        small_patch = dict(patch_px=4)
+    stages = {k: Stage(m, stage_config(m, asked["size"], image_px=px, **small_patch)) for k, m in names.items()}
+    if asked["minutes"] is not None:
+        for name, share in SHARES.items():
+            stages[name] = fit_minutes(
+                stages[name], stages["features"], asked["minutes"] * share, images, asked["seed"], out / name, quiet
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(
+        path, {"data": asked["data"], "asked": asked, "stages": {k: to_json(s.config) for k, s in stages.items()}}
+    )
+    return stages
+
+
+def fit_minutes(
+    stage: Stage, features: Stage, minutes: float, images: ImageSet, seed: int, run: Path, quiet: bool, repeats: int = 5
+) -> Stage:
+    """Set the steps of a stage so that it takes `minutes` here, from the time of a few steps under the chosen plan."""
+    seed_all(seed, 0, 0)
+    cls = load_class(stage.method)
+    needs = {n: load_class(features.method)(features.config).eval().requires_grad_(False) for n in cls.needs}
+    method: Method = cls(stage.config, needs)
+    if "features" in needs:
+        method.pseudo = np.zeros((len(images), 4, 4), np.uint8)  # type: ignore[assignment]
+    players = method.players()
+    optimizers = {n: p.build_optimizer() for n, p in players.items()}
+    # Halfway through, every part of a step is at work.
+    progress = Progress(500, 1000)
+
+    def step(plan: Plan, number: int = 0) -> None:
+        indices = batch_indices(len(images), stage.config.batch_size, seed, number)
+        for name in players:
+            batch = method.prepare(images.batch(indices), indices)
+            with plan.autocast():
+                loss, _ = method.loss(batch, name, progress)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+        method.after_step(progress)
+
+    plan = choose(method, step)
+    times = []
+    for i in range(repeats):
+        begin = time.perf_counter()
+        step(plan, i)
+        times.append(time.perf_counter() - begin)
+    steps = max(int(minutes * 60 / float(np.median(times))), 20)
+    write_json(run / "plan.json", asdict(plan))
+    if not quiet:
+        print(f"{stage.method}: {np.median(times):.2f} s a step, {steps} steps in {minutes:.1f} minutes")
+    return replace(stage, config=replace(stage.config, steps=steps))
+
+
+def run_stage(stage: Stage, data: Any, run: Path, size: str, seed: int, need: tuple[str, ...], quiet: bool) -> Path:
+    """Train one stage with exactly its config."""
+    base = to_json(load_class(stage.method).sizes[size])
+    settings = [f"{k}={v}" for k, v in to_json(stage.config).items() if base[k] != v]
+    return train(stage.method, data, run, size=size, seed=seed, set=settings, need=need, quiet=quiet)
+
+
+def finish(out: Path, data: Any, images: ImageSet, seconds: dict[str, float], quiet: bool) -> Path:
+    """Write exports and the report."""
+    from selftaught import apply
+    from selftaught.report.collect import collect
+    from selftaught.report.html import write_report
+
+    apply.export(out, (), out / "export", data=data, quiet=quiet)
+    keep_seconds(out, seconds)
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    return write_report(out, collect(out, load(out), data, images, read_json(out / "seconds.json"), peak_gb))
+
+
+def keep_seconds(out: Path, seconds: dict[str, float]) -> None:
+    """Add this start's times to those of earlier ones."""
+    path = out / "seconds.json"
+    before = read_json(path) if path.exists() else {}
+    write_json(path, {k: round(before.get(k, 0.0) + seconds.get(k, 0.0), 1) for k in {**before, **seconds}})

@@ -1,0 +1,282 @@
+"""SelfMask: vote for the best of many noisy cuts of each picture, then train one small network on the winners.
+
+Paper: Shin, Albanie, Xie, "Unsupervised Salient Object Detection with Spectral Cluster Voting", CVPRW 2022.
+Stage 1: k-way spectral clusters for k = 2, 3, 4 on several feature maps (plus TokenCut's mask here) are candidates; those that span the
+whole height or width are dropped; the one that overlaps most with the others wins. Stage 2: queries attend to the tokens of an
+encoder, each gives a mask and a score; all learn the pseudo-mask (Dice), the scores learn to rank (eq. 5).
+Differs: one self-trained backbone read at two depths instead of three pretrained ones; shallow convolutions on the pixels sharpen the
+mask; in the later part of the training the moving average of the network itself corrects the pseudo-masks (as FOUND, CVPR 2023, does
+with its own binarised masks). The official ranking loss reads as if it had the sign reversed; here a better mask means a higher score.
+Cost: stage 1 reads every picture once; stage 2 is a few minutes on two CPU cores at `small`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from selftaught.core.errors import ConfigError
+from selftaught.data.augment import color_jitter, crop_resize, hflip, random_resized_crop_params
+from selftaught.measure.mask_scores import segmentation_scores
+from selftaught.measure.score import Score
+from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, TrainConfig
+from selftaught.segmentation.cut import overlay
+from selftaught.segmentation.tokencut import TokenCut, tokencut_masks
+from selftaught.segmentation.voting import pseudo_mask_file, spectral_candidates, vote
+
+
+@dataclass(frozen=True)
+class SelfMaskConfig(TrainConfig):
+    """Settings of SelfMask."""
+
+    tau: float = 0.2
+    """TokenCut's threshold on the cosine between patches, for its candidate mask."""
+    queries: int = 8
+    """Mask proposals per picture; the one with the highest score is the answer."""
+    decoder_width: int = 64
+    """Channels of pixel features and queries."""
+    decoder_depth: int = 2
+    """Layers in which queries attend to the tokens; each gives masks and a loss."""
+    encoder_lr_frac: float = 0.2
+    """Learning rate of the encoder, as a share of `lr`; 0 keeps it frozen."""
+    crop_min: float = 0.6
+    """Smallest share of a picture's area in a training crop."""
+    jitter: float = 0.3
+    """Strength of colour changes in training."""
+    correct_from: float = 0.35
+    """Share of the training after which the network's own average corrects the pseudo-masks."""
+    correct_weight: float = 0.7
+    """Largest weight of that correction against the pseudo-mask."""
+    ema: float = 0.99
+    """Momentum of the average."""
+
+
+def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
+    """1 - (2 sum pt + 1) / (sum p + sum t + 1) over pixels: (B, Q, h, w) and (B, 1, h, w) in [0, 1] to (B, Q)."""
+    p, t = probability.flatten(2), target.flatten(2)
+    return 1 - (2 * (p * t).sum(-1) + 1) / (p.sum(-1) + t.sum(-1) + 1)
+
+
+def ranking_loss(scores: Tensor, dice: Tensor) -> Tensor:
+    """Pairwise hinge (SelfMask, eq. 5): mean over pairs (i better than j) of max(0, s_j - s_i); (B, Q) scores and Dice losses."""
+    better = (dice[:, :, None] < dice[:, None, :]).float()
+    hinge = torch.relu(scores[:, None, :] - scores[:, :, None])
+    return (better * hinge).sum() / better.sum().clamp(min=1)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of (B, Q, D) queries to (B, N, D) tokens (torch's own module cannot be exported to ONNX)."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        def split(x: Tensor) -> Tensor:
+            return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+        k, v = self.kv(tokens).chunk(2, -1)
+        q, k, v = split(self.q(queries)), split(k), split(v)
+        mixed = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class QueryLayer(nn.Module):
+    """Queries attend to the tokens, then to each other, then pass a perceptron; post-norm."""
+
+    def __init__(self, width: int, heads: int = 4):
+        super().__init__()
+        self.cross, self.own = CrossAttention(width, heads), CrossAttention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(3)])
+
+    def forward(self, q: Tensor, tokens: Tensor) -> Tensor:
+        q = self.norms[0](q + self.cross(q, tokens))
+        q = self.norms[1](q + self.own(q, q))
+        return self.norms[2](q + self.mlp(q))
+
+
+def conv(channels: int, out: int, stride: int = 1) -> nn.Sequential:
+    """3x3 convolution, batch norm, ReLU."""
+    return nn.Sequential(nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+
+
+class MaskNet(nn.Module):
+    """Encoder, pixel decoder with shallow skips, queries.
+
+    (B, 3, S, S) in [0, 1] to per layer: mask logits (B, Q, S/2, S/2) and scores (B, Q).
+    """
+
+    def __init__(self, encoder: nn.Module, width: int, queries: int, depth: int):
+        super().__init__()
+        self.encoder = encoder
+        self.shallow_half, self.shallow_quarter = conv(3, 24, 2), conv(24, 48, 2)
+        self.enter = nn.Conv2d(int(encoder.width), width, 1)  # type: ignore[arg-type]
+        self.merge_quarter, self.merge_half = conv(width + 48, width), conv(width + 24, width)
+        self.leave = nn.Conv2d(width, width, 1)
+        self.queries = nn.Parameter(torch.randn(queries, width))
+        self.layers = nn.ModuleList([QueryLayer(width) for _ in range(depth)])
+        self.mask_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        self.bias = nn.Parameter(torch.tensor(-1.0))
+        self.score_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        _, tokens = self.encoder(images)
+        # The bf16 backward of a convolution with three input channels is many times slower than fp32 on CPUs.
+        with torch.autocast(images.device.type, enabled=False):
+            half = self.shallow_half(images.float() - 0.5)
+        quarter = self.shallow_quarter(half)
+        x = self.enter(tokens)
+        pixels = self.merge_quarter(torch.cat([resize(x, quarter.shape[-2:]), quarter], 1))
+        pixels = self.leave(self.merge_half(torch.cat([resize(pixels, half.shape[-2:]), half], 1)))
+        flat = x.flatten(2).transpose(1, 2)
+        q = self.queries.expand(images.shape[0], -1, -1)
+        masks, scores = [], []
+        for layer in self.layers:
+            q = layer(q, flat)
+            masks.append(torch.einsum("bqc,bchw->bqhw", self.mask_head(q), pixels) / pixels.shape[1] ** 0.5 + self.bias)
+            scores.append(self.score_head(q)[..., 0])
+        return masks, scores
+
+
+def resize(x: Tensor, size: Any) -> Tensor:
+    """Bilinear resize of (B, C, h, w)."""
+    return nn.functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+class SelfMask(Method):
+    """Pseudo-masks by vote, then a query network that learns them; capability `segment`."""
+
+    name = "selfmask"
+    Config = SelfMaskConfig
+    needs = {"features": "dino"}
+    capabilities = ("segment",)
+    sizes = {
+        "tiny": SelfMaskConfig(image_px=32, batch_size=16, steps=20, decoder_width=16, decoder_depth=1, queries=3),
+        "small": SelfMaskConfig(image_px=96, batch_size=64, steps=300, lr=2e-3, weight_decay=0.01, clip_norm=1.0),
+        "paper": SelfMaskConfig(
+            image_px=224, batch_size=8, steps=15_800, lr=6e-6, weight_decay=0.01, queries=20, decoder_width=384,
+            decoder_depth=6, encoder_lr_frac=1.0, crop_min=0.1, correct_weight=0.0,
+        ),
+    }  # fmt: skip
+    config: SelfMaskConfig
+
+    def __init__(self, config: SelfMaskConfig, needs: Mapping[str, Any] | None = None):
+        super().__init__(config, needs)
+        features = self.given["features"]
+        if features.image_px != config.image_px:
+            raise ConfigError(
+                f"selfmask works at {config.image_px} px, its features were learned at {features.image_px} px.",
+                do=f"--set image_px={features.image_px}",
+            )
+        encoder = copy.deepcopy(features.encoder()).train().requires_grad_(config.encoder_lr_frac > 0)
+        self.net = MaskNet(encoder, config.decoder_width, config.queries, config.decoder_depth)
+        self.average = EMA(self.net)
+        self.image_px = config.image_px
+        self.pseudo: np.ndarray[Any, Any] | None = None
+
+    def begin(self, images: Any, run_dir: Path, say: Any) -> None:
+        """Stage 1: vote the pseudo-masks of all pictures, once, into pseudo_masks.npy (N, h, w) uint8."""
+        self.pseudo = pseudo_mask_file(run_dir / "pseudo_masks.npy", images, self.pseudo_masks, say)
+
+    @torch.no_grad()
+    def pseudo_masks(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] to the voted (B, h, w) pseudo-masks of 0 and 1 on the patch grid."""
+        features = self.given["features"]
+        keys = features.features(images)
+        _, tokens = features.encoder()(images)
+        found = [spectral_candidates(maps) for maps in (keys, tokens.float())]
+        found.append(tokencut_masks(keys, self.config.tau).masks[:, None].float())
+        return vote(torch.cat(found, 1))[0]
+
+    def players(self) -> dict[str, Player]:
+        return {"network": self.main_player(self.net, lr_scales={"encoder.": self.config.encoder_lr_frac})}
+
+    def prepare(self, images: Tensor, indices: np.ndarray[Any, Any]) -> dict[str, Tensor]:
+        """Crop, flip and recolour pictures; crop and flip their targets alike: (B, 3, S, S) and (B, 1, S/2, S/2).
+
+        The target is the pseudo-mask, or a mean of it and of what the network's average says about the uncropped picture.
+        """
+        c = self.config
+        if self.pseudo is None:
+            raise RuntimeError("begin() makes the pseudo-masks before training")
+        pictures = images.float() / 255
+        B, S = len(images), c.image_px
+        target = resize(torch.from_numpy(self.pseudo[indices].astype(np.float32) / 255)[:, None], (S, S))
+        boxes = random_resized_crop_params(B, S, S, (c.crop_min, 1.0), (0.75, 4 / 3))
+        flips = torch.rand(B) < 0.5
+        u = 1 + c.jitter * (2 * torch.rand(4, B) - 1)
+        order = torch.rand(B, 4).argsort(1)
+        crops = hflip(crop_resize(pictures, boxes, S), flips)
+        crops = color_jitter(crops, order, u[0], u[1], u[2], 0.3 * (u[3] - 1), torch.rand(B) < 0.8)
+        return {"images": crops, "pictures": pictures, "target": target, "boxes": boxes, "flips": flips}
+
+    def loss(self, batch: dict[str, Tensor], player: str, progress: Progress) -> tuple[Tensor, Parts]:
+        c = self.config
+        target = batch["target"]
+        weight = c.correct_weight * min(max((progress.frac - c.correct_from) / 0.2, 0.0), 1.0)
+        if weight > 0:
+            target = (1 - weight) * target + weight * self.answer(self.average.module, batch["pictures"])[:, None]
+        target = crop_resize(target.expand(-1, 3, -1, -1), batch["boxes"], c.image_px // 2)
+        target = hflip(target, batch["flips"])[:, :1]
+        masks, scores = self.net(batch["images"])
+        total = target.new_zeros(())
+        for logits, score in zip(masks, scores, strict=True):
+            logits = logits.float()
+            dice = dice_loss(logits.sigmoid(), target)
+            pixel = nn.functional.binary_cross_entropy_with_logits(logits, target.expand_as(logits))
+            total = total + dice.mean() + pixel + ranking_loss(score.float(), dice.detach())
+        area = masks[-1].detach().float().sigmoid().mean()
+        parts = {"dice": float(dice.detach().mean()), "area_frac": float(area), "correction": weight}
+        return total / len(masks), parts
+
+    @torch.no_grad()
+    def after_step(self, progress: Progress) -> None:
+        """Move the average; it follows closely at first, so that its random start is forgotten."""
+        self.average.update(self.net, min(self.config.ema, (1 + progress.step) / (10 + progress.step)))
+
+    @torch.no_grad()
+    def answer(self, net: nn.Module, images: Tensor) -> Tensor:
+        """The best-ranked query's mask (B, S, S) in [0, 1] of (B, 3, S, S) pictures, in evaluation mode."""
+        was_training = net.training
+        net.eval()
+        masks, scores = net(images)
+        net.train(was_training)
+        best = nn.functional.one_hot(scores[-1].argmax(1), scores[-1].shape[1]).to(masks[-1].dtype)
+        chosen = (masks[-1] * best[:, :, None, None]).sum(1, keepdim=True).float()
+        return resize(chosen, images.shape[-2:])[:, 0].sigmoid()
+
+    @torch.no_grad()
+    def segment(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to soft masks (B, H, W): at the network's square, then resized to the picture."""
+        size = images.shape[-2:]
+        if tuple(size) != (self.image_px, self.image_px):
+            images = nn.functional.interpolate(images, (self.image_px, self.image_px), mode="bilinear", antialias=True)
+        mask = self.answer(self.average.module, images.clamp(0, 1))
+        return resize(mask[:, None], size)[:, 0] if tuple(size) != mask.shape[-2:] else mask
+
+    def evaluate(self, data: EvalData) -> dict[str, Score]:
+        """Mask scores; baselines: no learning, TokenCut on the untrained and on the learned features, the pseudo-masks' vote."""
+        features = self.given["features"]
+        others = {
+            "untrained_cut": TokenCut(TokenCut.sizes["small"], {"features": features.untrained(data.seed)}),
+        }
+        return segmentation_scores(self, data, others)
+
+    def show(self, images: Tensor) -> dict[str, Picture]:
+        """Rows: picture, voted pseudo-mask, the network's mask."""
+        images = images[:12]
+        pseudo = nn.functional.interpolate(self.pseudo_masks(images)[:, None], images.shape[-2:])[:, 0]
+        rows = [images]
+        for masks in (pseudo, self.segment(images)):
+            rows.append(torch.stack([overlay(x, m) for x, m in zip(images, masks, strict=True)]))
+        sheet = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
+        return {"masks": (sheet.permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).numpy()}
