@@ -8,7 +8,7 @@ DATA    ?= sample:things
 OUT     ?= runs/things
 MINUTES ?= 10
 WORKERS ?= 2
-# For the smaller CPU build of torch on Linux: make learn TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Where to look for the smaller CPU build of torch on Linux (see its install page), if wanted.
 TORCH_INDEX ?=
 
 VENV := .venv

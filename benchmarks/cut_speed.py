@@ -2,8 +2,8 @@
 
     python benchmarks/cut_speed.py [--sides 30 60] [--repeats 3] [--graphs 2] [--out benchmarks/results/cut_speed.json]
 
-Graphs: eight smooth segments with noisy features on a grid of patches, joined above a cosine of 0.2. `solve` is from the
-boolean graph to the eigenvector; `whole` is from the features to the mask. Both sides get the same number of threads
+Graphs: eight smooth segments with noisy features on a grid of patches, joined above a cosine of 0.2. `solve` is from
+the boolean graph to the eigenvector, `whole` from the features to the mask. Both sides get the same number of threads
 and the best of several alternating runs counts. Fails when a mask differs in a single patch.
 """
 

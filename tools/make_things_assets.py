@@ -2,9 +2,9 @@
 
     python tools/make_things_assets.py --emoji EMOJI/assets --clothing CLOTHING --wesaturate WESATURATE/500px --out OUT
 
-EMOJI is the unpacked npm package `@lobehub/fluent-emoji-3d`, CLOTHING a folder with train.tar and test.tar of the CC0 clothing
-photographs reduced to 128 px, WESATURATE the folder of the same name in the Debian package `libjxl-testdata`.
-scikit-image brings the other photographs. Nothing is drawn at random except the split, so the result can be made again.
+EMOJI is the unpacked npm package `@lobehub/fluent-emoji-3d`, CLOTHING a folder with train.tar and test.tar of the CC0
+clothing photographs reduced to 128 px, WESATURATE the folder of the same name in the Debian package `libjxl-testdata`.
+scikit-image brings the other photographs. Nothing is drawn at random (the split is by hash), so it can be made again.
 """
 
 from __future__ import annotations
@@ -35,15 +35,21 @@ def _span(first: int, last: int) -> list[str]:
 
 # Code points by eye: one class is one kind of silhouette or inner structure.
 CLASSES: dict[str, list[str]] = {
-    "smiley": _span(0x1F600, 0x1F62D)[::2] + _span(0x1F910, 0x1F915) + _span(0x1F920, 0x1F929) + _span(0x1F970, 0x1F976) + _span(0x1F978, 0x1F97A) + ["1fae0", "1fae1"],
+    "smiley": _span(0x1F600, 0x1F62D)[::2]
+    + _span(0x1F910, 0x1F915)
+    + _span(0x1F920, 0x1F929)
+    + _span(0x1F970, 0x1F976)
+    + _span(0x1F978, 0x1F97A)
+    + ["1fae0", "1fae1"],
     "animal_head": _span(0x1F42D, 0x1F432)
     + _span(0x1F434, 0x1F43C)
     + _span(0x1F638, 0x1F640)
     + "1f648 1f649 1f64a 1f981 1f984 1f98a 1f99d 1f43b-200d-2744-fe0f 1face 1f43d".split(),
     "animal": _span(0x1F400, 0x1F40A)
     + _span(0x1F40E, 0x1F411)
-    + "1f412 1f992 1f993 1f994 1f98d 1f415 1f416 1f417 1f418 1f429 1f42a 1f42b 1f43f 1f98c 1f98e 1f98f 1f995 1f996 1f998 1f999".split()
-    + "1f99b 1f9a1 1f9a3 1f9a5 1f9a6 1f9a8 1f9ab 1f9ac 1f9ae 1facf 1f415-200d-1f9ba 1f408-200d-2b1b".split(),
+    + "1f412 1f992 1f993 1f994 1f98d 1f415 1f416 1f417 1f418 1f429 1f42a 1f42b 1f43f 1f98c 1f98e 1f98f".split()
+    + "1f995 1f996 1f998 1f999 1f99b 1f9a1 1f9a3 1f9a5 1f9a6 1f9a8 1f9ab 1f9ac 1f9ae 1facf".split()
+    + ["1f415-200d-1f9ba", "1f408-200d-2b1b"],
     "hand": _span(0x1F446, 0x1F450)
     + "1f590-fe0f 1f596 1f90c 1f90f 1f918 1f919 1f91a 1f91b 1f91c 1f91d 1f91e 1f91f 1f932 1f64c 1f64f".split()
     + "270a 270b 270c-fe0f 270d-fe0f 261d-fe0f 1faf0 1faf1 1faf3 1faf5 1faf6 1faf7 1f4aa".split(),
@@ -69,8 +75,8 @@ CLASSES: dict[str, list[str]] = {
     + "1f3ce-fe0f 1f6fb 1f6fa 1f3cd-fe0f 1f6f5 1f687 1f6a1 1f6a0 1f69f".split(),
     "clock": _span(0x1F550, 0x1F567) + ["23f0", "1f570-fe0f", "23f1-fe0f", "231a"],
     "person": [
-        f"1f9d1{t}"
-        for t in " -200d-1f33e -200d-1f373 -200d-1f393 -200d-1f3a4 -200d-1f3a8 -200d-1f3eb -200d-1f4bb -200d-1f692".split(" ")
+        "1f9d1" + tail
+        for tail in ["", *(f"-200d-{c}" for c in "1f33e 1f373 1f393 1f3a4 1f3a8 1f3eb 1f4bb 1f692".split())]
     ]
     + "1f468-200d-1f3ed 1f469-200d-1f4bc 1f468-200d-1f527 1f469-200d-1f52c 1f468-200d-1f680 1f469-200d-1f9b0".split()
     + "1f468-200d-1f9b1 1f468-200d-1f9b2 1f469-200d-1f9b3 1f9d1-200d-2695-fe0f 1f468-200d-2696-fe0f".split()
@@ -118,7 +124,7 @@ def code_name(stem: str) -> str:
 
 
 def tight(picture: Image.Image) -> Image.Image:
-    """Crop to the visible part and reduce to OBJECT_PX at the longest side (premultiplied, so edges keep their colour)."""
+    """Crop to the visible part and reduce to OBJECT_PX at the longest side; premultiplied, so edges keep colour."""
     alpha = np.asarray(picture.getchannel("A"))
     rows, cols = np.flatnonzero((alpha > 8).any(1)), np.flatnonzero((alpha > 8).any(0))
     picture = picture.crop((int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1))
@@ -172,7 +178,7 @@ def _integral(values: np.ndarray) -> np.ndarray:
 
 
 def texture_crop(picture: Image.Image) -> tuple[float, tuple[int, int, int, int]] | None:
-    """The most texture-like square of a photograph (score, box), or None: 4x4 cells that look alike and are not flat."""
+    """The most texture-like square of a photograph (score, box) or None: 4x4 cells that look alike and are not flat."""
     from skimage.color import rgb2lab
 
     lab = rgb2lab(np.asarray(picture))
@@ -267,7 +273,7 @@ def pack(out: Path, name: str, items: list[tuple[dict[str, str], bytes]], suffix
     path = out / f"{name}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         members = [("index.json", json.dumps(index, separators=(",", ":"), sort_keys=True).encode())]
-        members += [(facts["file"], data) for facts, (_, data) in zip(index, items)]
+        members += [(facts["file"], data) for facts, (_, data) in zip(index, items, strict=True)]
         for member, data in members:
             archive.writestr(zipfile.ZipInfo(member, (1980, 1, 1, 0, 0, 0)), data)
     if path.stat().st_size > ZIP_LIMIT:

@@ -34,19 +34,11 @@ from selftaught.evaluate import evaluate
 from selftaught.loading import load
 from selftaught.method import Method, Progress, TrainConfig
 from selftaught.registry import load_class
-from selftaught.train import describe_data, is_path, train
+from selftaught.train import base_config, describe_data, is_path, train
 
 SCHEMA = 1
 SHARES = {"features": 0.6, "masks": 0.3}
 """How `minutes` is divided; the rest is for reading, voting, scoring and the report."""
-FEATURE_SETTINGS: dict[str, dict[str, Any]] = {
-    "simclr": dict(image_px=96, backbone="resnet18-32", patch_px=8, batch_size=128, steps=1500),
-    "dino": dict(image_px=96, patch_px=8, local_px=48, batch_size=64, steps=1500),
-    "mae": dict(image_px=96, patch_px=8, batch_size=128, steps=3000),
-}
-"""What changes in a method's `small` config for pictures of 96 px with objects in them."""
-
-
 @dataclass(frozen=True)
 class Stage:
     """One training of the job."""
@@ -88,8 +80,9 @@ def learn(
     }  # fmt: skip
     seconds: dict[str, float] = {}
     with RunLock(out):
-        images = timed(seconds, "reading pictures", lambda: read_pictures(data, size, features, out, quiet))
-        stages = timed(seconds, "planning", lambda: plan_stages(asked, images, out, quiet))
+        config = base_config(features, size, data)
+        images = timed(seconds, "reading pictures", lambda: read_pictures(data, config, quiet))
+        stages = timed(seconds, "planning", lambda: plan_stages(asked, data, images, out, quiet))
         given = dict(text.split("=", 1) for text in need)
         feature_run = Path(given["features"]) if "features" in given else out / "features"
         if "features" not in given:
@@ -111,18 +104,8 @@ def timed(seconds: dict[str, float], stage: str, work: Any) -> Any:
     return result
 
 
-def stage_config(method: str, size: str, **changes: Any) -> TrainConfig:
-    """A method's config of a size, with changes that it has fields for."""
-    config: TrainConfig = load_class(method).sizes[size]
-    if size == "small":
-        changes = {**FEATURE_SETTINGS.get(method, {}), **changes}
-    return replace(config, **{k: v for k, v in changes.items() if hasattr(config, k)})
-
-
-def read_pictures(data: Any, size: str, features: str, out: Path, quiet: bool) -> ImageSet:
-    """Decode the training pictures once; pictures of 48 px and less are learned at 32 px."""
-    source = open_data(data, "train")
-    px = stage_config(features, size).image_px
+def read_pictures(data: Any, config: TrainConfig, quiet: bool) -> ImageSet:
+    """Decode the training pictures once, at the size that they are learned at."""
     told = time.monotonic()
 
     def report(done: int, total: int) -> None:
@@ -131,15 +114,13 @@ def read_pictures(data: Any, size: str, features: str, out: Path, quiet: bool) -
             told = time.monotonic()
             print(f"reading pictures: {done} of {total}", file=sys.stderr)
 
-    images = build_cache(source, px, report=report)
-    if size == "small" and float(np.median(images.sizes.min(1))) <= 48:
-        images = build_cache(source, 32, report=report)
+    images = build_cache(open_data(data, "train"), config.image_px, report=report)
     if not quiet:
         print(f"{len(images)} pictures, learned at {images.image_px} px; {len(images.bad)} could not be read")
     return images
 
 
-def plan_stages(asked: dict[str, Any], images: ImageSet, out: Path, quiet: bool) -> dict[str, Stage]:
+def plan_stages(asked: dict[str, Any], data: Any, images: ImageSet, out: Path, quiet: bool) -> dict[str, Stage]:
     """The trainings of the job: from learn.json when it is there, measured and written otherwise."""
     path = out / "learn.json"
     names = {"features": asked["features"], "masks": "selfmask"}
@@ -154,11 +135,7 @@ def plan_stages(asked: dict[str, Any], images: ImageSet, out: Path, quiet: bool)
         from selftaught.core.config import from_json
 
         return {k: Stage(names[k], from_json(load_class(names[k]).Config, c)) for k, c in kept["stages"].items()}
-    px = images.image_px
-    small_patch: dict[str, Any] = dict(patch_px=4, local_px=16) if px == 32 and asked["size"] == "small" else {}
-    if small_patch and asked["features"] == "simclr":
-        small_patch = dict(patch_px=4)
-    stages = {k: Stage(m, stage_config(m, asked["size"], image_px=px, **small_patch)) for k, m in names.items()}
+    stages = {k: Stage(m, base_config(m, asked["size"], data)) for k, m in names.items()}
     if asked["minutes"] is not None:
         for name, share in SHARES.items():
             stages[name] = fit_minutes(
@@ -212,7 +189,7 @@ def fit_minutes(
 
 def run_stage(stage: Stage, data: Any, run: Path, size: str, seed: int, need: tuple[str, ...], quiet: bool) -> Path:
     """Train one stage with exactly its config."""
-    base = to_json(load_class(stage.method).sizes[size])
+    base = to_json(base_config(stage.method, size, data))
     settings = [f"{k}={v}" for k, v in to_json(stage.config).items() if base[k] != v]
     return train(stage.method, data, run, size=size, seed=seed, set=settings, need=need, quiet=quiet)
 

@@ -121,6 +121,8 @@ class Method(nn.Module):
     name: ClassVar[str]
     Config: ClassVar[type[TrainConfig]]
     sizes: ClassVar[Mapping[str, TrainConfig]]
+    small_px32: ClassVar[TrainConfig | None] = None
+    """What size `small` means for pictures of 48 px and less, where that differs."""
     needs: ClassVar[Mapping[str, str]] = {}
     capabilities: ClassVar[tuple[str, ...]] = ()
 
@@ -192,7 +194,8 @@ class EMA(nn.Module):
     @torch.no_grad()
     def update(self, source: nn.Module, momentum: float) -> None:
         """Move towards `source` by 1 - `momentum`."""
-        mine, theirs = list(self.module.parameters()), [p.detach() for p in source.parameters()]
+        mine: list[Tensor] = list(self.module.parameters())
+        theirs = [p.detach() for p in source.parameters()]
         torch._foreach_mul_(mine, momentum)
         torch._foreach_add_(mine, theirs, alpha=1 - momentum)
         for a, b in zip(self.module.buffers(), source.buffers(), strict=True):

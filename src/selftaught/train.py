@@ -35,7 +35,7 @@ from selftaught.core.record import Recorder
 from selftaught.core.seeds import batch_indices, seed_all
 from selftaught.core.tune import Plan, choose, describe
 from selftaught.data.cache import ImageSet, build_cache
-from selftaught.data.sources import open_data
+from selftaught.data.sources import BadFile, open_data
 from selftaught.loading import load_method, open_needs
 from selftaught.method import Method, Player, Progress
 from selftaught.registry import load_class
@@ -43,6 +43,8 @@ from selftaught.registry import load_class
 SCHEMA = 1
 SAVE_EVERY_S = 60.0
 MAX_SKIPS = 3
+SMALL_PX = 48
+"""Pictures whose shorter side has at most so many pixels are learned at 32 px at size `small`."""
 BUILD_STEP = 10**12
 """The 'step' that seeds the weights; no training gets that far."""
 
@@ -112,9 +114,7 @@ def train(
         The run folder. Raises SelftaughtError for anything that the user can mend; Stopped after a polite stop.
     """
     cls = load_class(method)
-    if size not in cls.sizes:
-        raise ConfigError(f"There is no size {size!r}.{suggest(size, cls.sizes)}", expected=", ".join(cls.sizes))
-    config = override(cls.sizes[size], set)
+    config = override(base_config(method, size, data), set)
     if steps is not None:
         config = replace(config, steps=steps)
     if config.steps < 0 or config.batch_size < 1 or config.accumulate < 1:
@@ -223,7 +223,8 @@ class Loop:
         say = self.recorder.say
         count = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
         say(
-            f"{self.job.method}: {count / 1e6:.2f} M parameters, {len(self.images)} pictures of {self.images.image_px} px, step {self.step}/{self.total}"
+            f"{self.job.method}: {count / 1e6:.2f} M parameters, {len(self.images)} pictures of "
+            f"{self.images.image_px} px, step {self.step}/{self.total}"
         )
         say(f"computed in {describe(self.plan)}: {self.plan.reason}")
         with SignalFlag() as flag:
@@ -390,6 +391,28 @@ def draw_pictures(method: Method, images: ImageSet, out: Path, count: int = 12) 
     with torch.no_grad():
         for name, picture in method.show(images.batch(indices).float() / 255).items():
             write_bytes(out / "pictures" / f"{name}.png", encode(picture, "png"))
+
+
+def base_config(method: str, size: str, data: Any) -> Any:
+    """The config of a size; small pictures have a `small` of their own."""
+    cls = load_class(method)
+    if size not in cls.sizes:
+        raise ConfigError(f"There is no size {size!r}.{suggest(size, cls.sizes)}", expected=", ".join(cls.sizes))
+    if size == "small" and cls.small_px32 is not None and 0 < median_px(data) <= SMALL_PX:
+        return cls.small_px32
+    return cls.sizes[size]
+
+
+def median_px(data: Any, count: int = 50) -> int:
+    """Median of the shorter sides of some pictures spread over the data, in pixels; 0 when none of them can be read."""
+    source = open_data(data, "train")
+    sides = []
+    for i in np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)):
+        try:
+            sides.append(min(source.image(int(i)).shape[:2]))
+        except BadFile:
+            continue
+    return int(np.median(sides)) if sides else 0
 
 
 def parse_needs(need: Sequence[str], known: Any) -> dict[str, Path]:

@@ -17,6 +17,7 @@ from selftaught.core.errors import DataError
 from selftaught.data import things
 from selftaught.data.compositing import ASSETS, SIDE, Recipe, compose, load_assets
 from selftaught.data.sources import open_data
+from selftaught.measure.leak import local_leak
 
 DIGEST = """
 import hashlib
@@ -32,7 +33,7 @@ print(state.hexdigest())
 
 @pytest.fixture(scope="module")
 def sample() -> dict[str, things.ThingsSource]:
-    parts = {split: things.open_sample("things", 256, split) for split in ("train", "test")}
+    parts = {split: things.open_sample("things", 512, split) for split in ("train", "test")}
     assert all(isinstance(part, things.ThingsSource) for part in parts.values())
     return parts  # type: ignore[return-value]
 
@@ -113,7 +114,7 @@ def test_areas_number_of_objects_and_classes_are_as_told(sample: dict[str, thing
     two = (masks == 2).any((1, 2)).mean()
     assert 0.07 < two < 0.25
     assert masks.max() == 2
-    labels = [sample["train"].truth(i).label for i in range(256)]
+    labels = [sample["train"].truth(i).label for i in range(512)]
     assert len(set(labels)) == len(load_assets().labels)
 
 
@@ -180,7 +181,7 @@ def test_drawing_is_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert seconds < 6
 
 
-def test_classes_are_in_the_shape_and_not_in_the_whole_picture() -> None:
+def test_classes_are_in_the_shape_and_not_in_the_whole_picture(sample: dict[str, things.ThingsSource]) -> None:
     """HOG of the true crop finds the class of new objects far above chance; raw pixels of the whole picture do not."""
     from PIL import Image
     from skimage.feature import hog
@@ -188,8 +189,7 @@ def test_classes_are_in_the_shape_and_not_in_the_whole_picture() -> None:
     from selftaught.measure.features import knn_predict
 
     features: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-    for split in ("train", "test"):
-        source = things.open_sample("things", 512, split)
+    for split, source in sample.items():
         shapes, pixels, labels = [], [], []
         for i in range(len(source)):
             image, truth = source.image(i), source.truth(i)
@@ -206,3 +206,27 @@ def test_classes_are_in_the_shape_and_not_in_the_whole_picture() -> None:
     print(f"HOG of the true crop {right['s']:.3f}, whole picture's pixels {right['p']:.3f}, chance {chance:.3f}")
     assert right["s"] > 3 * chance
     assert right["p"] < 2.5 * chance
+
+
+def test_the_leak_measure_sees_a_plain_cue_and_nothing_in_noise() -> None:
+    rng = np.random.default_rng(0)
+    masks = np.zeros((96, 32, 32), np.uint8)
+    for mask in masks:
+        top, left = rng.integers(0, 16, 2)
+        mask[top : top + 14, left : left + 14] = 1
+    noise = rng.integers(0, 256, (96, 3, 32, 32)).astype(np.uint8)
+    smooth = np.where(masks[:, None] > 0, 128, noise).astype(np.uint8)
+    found = local_leak(smooth[:64], masks[:64], smooth[64:], masks[64:], steps=60)
+    nothing = local_leak(noise[:64], masks[:64], noise[64:], masks[64:], steps=60)
+    assert found.value > 0.8 and found.n == 32
+    assert nothing.value < nothing.baselines["whole picture"] + 0.1
+    with pytest.raises(ValueError, match="as many masks"):
+        local_leak(noise, masks[:5], noise, masks)
+
+
+@pytest.mark.slow
+def test_tiny_neighbourhoods_do_not_give_the_objects_away(sample: dict[str, things.ThingsSource]) -> None:
+    train, test = ((part.images.transpose(0, 3, 1, 2), part.masks) for part in sample.values())
+    score = local_leak(*train, *test, steps=300)
+    print(f"leak {score.value:.3f} {score.ci95}, {score.baselines}")
+    assert score.value < 0.35

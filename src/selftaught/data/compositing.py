@@ -1,9 +1,9 @@
-"""Draw one picture of the sample `things`: a cut-out object on a photograph, made so that a pasted edge gives little away.
+"""Draw one picture of the sample `things`: a cut-out object on a photograph, its pasted edge made hard to see.
 
-`compose` is a pure function of (assets, recipe, seed, split, index). The rules follow what cut-and-paste data needs (Dwibedi et
-al. 2017, Cut, Paste and Learn; Reinhard et al. 2001 for the colours): soft edges, colours moved to those of the ground, texture
-of a photograph on the object, and one blur, noise and JPEG for the whole. Patches of other photographs pasted beside the
-object did not lower what `measure.leak` finds (IoU .34 with and without), so there are none.
+`compose` is a pure function of (assets, recipe, seed, split, index). The rules follow what cut-and-paste data needs
+(Dwibedi et al. 2017, Cut, Paste and Learn; Reinhard et al. 2001 for the colours): soft edges, colours moved to those of
+the ground, texture of a photograph on the object, and one blur, noise and JPEG for the whole. Patches of other
+photographs pasted beside the object did not lower what `measure.leak` finds, so there are none.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Assets:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One picture: image uint8 (96, 96, 3), mask uint8 (96, 96) of ids, and which object and ground (indices in the split)."""
+    """One picture: image uint8 (96, 96, 3), mask uint8 (96, 96) of ids, indices of object and ground in the split."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -180,7 +180,7 @@ def _roughness(values: np.ndarray) -> float:
 def _place(
     rng: np.random.Generator, recipe: Recipe, thing: Object, shrink: float, taken: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scale, turn, mirror and place a cut-out: RGB (96, 96, 3) in 0..255 (not premultiplied) and alpha (96, 96) in 0..1."""
+    """Scale, turn, mirror and place a cut-out: plain RGB (96, 96, 3) in 0..255 and alpha (96, 96) in 0..1."""
     longest = math.sqrt(rng.uniform(*recipe.area) / thing.solidity) * SIDE * shrink
     longest = min(max(longest, recipe.longest_px[0] * shrink), recipe.longest_px[1])
     scale = longest / max(thing.picture.size)
@@ -235,7 +235,11 @@ def _hue_turn(angle: float) -> np.ndarray:
     cos, sin = math.cos(angle), math.sin(angle) / math.sqrt(3)
     third = (1 - cos) / 3
     return np.array(
-        [[cos + third, third + sin, third - sin], [third - sin, cos + third, third + sin], [third + sin, third - sin, cos + third]],
+        [
+            [cos + third, third + sin, third - sin],
+            [third - sin, cos + third, third + sin],
+            [third + sin, third - sin, cos + third],
+        ],
         np.float32,
     )
 

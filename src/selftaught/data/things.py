@@ -1,8 +1,8 @@
 """The built-in sample `sample:things`: 96 px pictures of objects on photographs, with true masks for evaluation.
 
 4,096 training and 1,024 test pictures, or fewer with `sample:things:N`. They are drawn from packaged cut-outs and
-photographs on first use (seconds), kept in the cache folder, and are the same bytes each time: picture i does not depend
-on N. No object and no photograph is in both splits. What the parts are and whose: assets/things/ATTRIBUTION.md.
+photographs on first use (seconds), kept in the cache folder, and are the same bytes each time: picture i does not
+depend on N. No object and no photograph is in both splits. What the parts are and whose: assets/things/ATTRIBUTION.md.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _log = logging.getLogger(__name__)
 def open_sample(name: str, n: int | None, split: str) -> Source:
     """Open a built-in sample; `n` training pictures (None: 4,096) and max(64, n // 4) test pictures.
 
-    `split` is all, train or test. Draws the pictures when the cache does not have them. Raises DataError for an unknown name
-    or split, and when the cache folder cannot be written (exit code 5 when the disk is full).
+    `split` is all, train or test. Draws the pictures when the cache does not have them. Raises DataError for an unknown
+    name or split, and when the cache folder cannot be written (exit code 5 when the disk is full).
     """
     if name not in NAMES:
         raise DataError(f"unknown sample '{name}'.{suggest(name, NAMES)}", expected=", ".join(NAMES))
@@ -99,7 +99,7 @@ def recipe_digest() -> str:
 
 @dataclass(frozen=True)
 class _Store:
-    """Raw arrays on disk: images uint8 (N, 96, 96, 3), masks uint8 (N, 96, 96), facts uint16 (N, 2) object and ground."""
+    """Arrays on disk: images uint8 (N, 96, 96, 3), masks uint8 (N, 96, 96), facts uint16 (N, 2) object and ground."""
 
     images: np.ndarray
     masks: np.ndarray
@@ -130,11 +130,13 @@ def _open_store(folder: Path, count: int) -> _Store | None:
 
 
 def _stored(part: str, count: int) -> _Store:
-    """The pictures from the cache (also from a larger sample of the same recipe), drawn first when they are not there."""
+    """The pictures from the cache (also from a larger sample of the same recipe), drawn first when not there."""
     stem = f"things-{recipe_digest()}-{part}"
     root = cache_root()
     with _writing(root):
-        sizes = sorted(int(p.name.rpartition("-")[2]) for p in root.glob(f"{stem}-*") if p.name.rpartition("-")[2].isdigit())
+        sizes = sorted(
+            int(p.name.rpartition("-")[2]) for p in root.glob(f"{stem}-*") if p.name.rpartition("-")[2].isdigit()
+        )
         for size in [held for held in sizes if held >= count]:
             found = _open_store(root / f"{stem}-{size}", count)
             if found is not None:

@@ -1,8 +1,8 @@
 """How much of a sample's masks can be read off tiny neighbourhoods: the check of made pictures.
 
-A picture with a pasted object can give the object away by its edge, its sharpness or its shading, and a method that finds only
-that has learned nothing about objects. Here a network that sees 7 x 7 pixels is trained on the true masks; what it reaches on
-other pictures is what such cues are worth.
+A picture with a pasted object can give the object away by its edge, its sharpness or its shading, and a method that
+finds only that has learned nothing about objects. Here a network that sees 7 x 7 pixels is trained on the true masks;
+what it reaches on other pictures is what such cues are worth.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ THRESHOLDS = 64
 _CHUNK = 32
 
 
-def local_leak(
-    images: Any, masks: Any, test_images: Any, test_masks: Any, *, steps: int = 400, seed: int = 0
-) -> Score:
-    """Mean IoU over test pictures of three 3x3 convolutions trained with cross entropy on the true masks (7 x 7 pixels seen).
+def local_leak(images: Any, masks: Any, test_images: Any, test_masks: Any, *, steps: int = 400, seed: int = 0) -> Score:
+    """Mean IoU over test pictures of three 3x3 convolutions trained on the true masks (7 x 7 pixels seen).
 
-    images uint8 (N, 3, S, S), masks (N, S, S) with 0 for background; the same for test. One threshold for all test pictures, the
-    best of 64, chosen on them: an upper bound. Pictures without an object are left out. Baselines: whole picture, centred box.
+    images uint8 (N, 3, S, S), masks (N, S, S) with 0 for background; the same for test. Cross entropy, Adam. One
+    threshold for all test pictures, the best of 64, chosen on them: an upper bound for this network. Pictures without
+    an object are left out. Baselines: whole picture, centred box. ValueError when images and masks differ in number.
     """
     import torch
 

@@ -34,16 +34,19 @@ STD = (0.229, 0.224, 0.225)
 class Backbone(nn.Module):
     """A network with one interface for all rooms.
 
-    `forward(images)` takes (B, 3, H, W) pictures in [0, 1] and returns `(pooled (B, D), tokens (B, D, h, w))`;
-    `keys(images)` gives the (B, D, h, w) features that segment best: the last block's keys of a ViT, the last map of a ResNet.
+    `forward(images)` takes (B, 3, H, W) pictures in [0, 1] and returns `(pooled (B, D), tokens (B, E, h, w))`;
+    `keys(images)` gives the (B, E, h, w) features that segment best. For a ViT D = E, tokens are those of the last block and keys its
+    keys. For a ResNet, pooled is the mean of the last map; tokens are all maps of stride `patch_px` and coarser, brought to that stride
+    and stacked, and in `keys` each of them has unit length at every place, so that none drowns the others.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, width: int, patch_px: int, image_px: int):
+    def __init__(self, net: nn.Module, width: int, token_width: int, patch_px: int, image_px: int):
         super().__init__()
-        self.net, self.width, self.patch_px, self.image_px = net, width, patch_px, image_px
+        self.net, self.width, self.token_width = net, width, token_width
+        self.patch_px, self.image_px = patch_px, image_px
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
@@ -56,15 +59,35 @@ class Backbone(nn.Module):
         if isinstance(self.net, ViT):
             out = self.net(x)
             return out[:, 0], self.as_map(out[:, 1:], images)
+        if isinstance(self.net, ResNet):
+            maps = self.net(x)
+            return maps[-1].mean((2, 3)), torch.cat(self.same_stride(maps), 1)
         tokens = self.net(x)
         return tokens.mean((2, 3)), tokens
 
+    def pooled(self, images: Tensor) -> Tensor:
+        """Only the (B, D) pooled vectors, for trainings that need no more."""
+        if isinstance(self.net, ResNet):
+            return self.net(self.normalise(images))[-1].mean((2, 3))
+        return self(images)[0]
+
     def keys(self, images: Tensor) -> Tensor:
-        """Return (B, D, h, w) patch features for segmentation."""
+        """Return (B, E, h, w) patch features for segmentation."""
         x = self.normalise(images)
         if isinstance(self.net, ViT):
             return self.as_map(self.net(x, keys=True), images)
+        if isinstance(self.net, ResNet):
+            maps = self.same_stride([m.float() for m in self.net(x)])
+            return torch.cat([nn.functional.normalize(m, dim=1) for m in maps], 1)
         return self.net(x)
+
+    def same_stride(self, maps: list[Tensor]) -> list[Tensor]:
+        """The maps of stride `patch_px` and coarser, all enlarged to that stride."""
+        chosen = [m for m, stride in zip(maps, self.net.strides, strict=True) if stride >= self.patch_px]  # type: ignore[arg-type]
+        size = chosen[0].shape[-2:]
+        return [chosen[0]] + [
+            nn.functional.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in chosen[1:]
+        ]
 
     def as_map(self, tokens: Tensor, images: Tensor) -> Tensor:
         """Reshape (B, N, D) tokens of `images` to (B, D, h, w)."""
@@ -93,7 +116,7 @@ def build_backbone(name: str, image_px: int, patch_px: int, stem: str = "linear"
 
     Args:
         image_px: side of the square pictures it will mostly see.
-        patch_px: pixels per token (ViT), or stride of the last map (ResNet: 4 stages need at least 8).
+        patch_px: pixels per token (ViT), or stride of the finest map whose features are used (ResNet).
     """
     if name.startswith("timm:"):
         return build_timm(name[5:], image_px)
@@ -105,17 +128,13 @@ def build_backbone(name: str, image_px: int, patch_px: int, stem: str = "linear"
     kind, sizes, _ = BACKBONES[name]
     if kind == "vit":
         vit = ViT(image_px=image_px, patch_px=patch_px, stem=stem, **sizes)
-        return Backbone(vit, vit.width, patch_px, image_px)
-    steps = 2 ** (len(sizes.get("blocks", (2, 2, 2, 2))) - 1)
-    # Small pictures keep their resolution in the stem; large ones lose it there, where it costs most, and keep a fine last map.
-    strides = {steps // 2: (1, 1), steps: (1, 2) if image_px <= 48 else (2, 1), steps * 2: (2, 2)}
-    if patch_px not in strides:
-        raise ConfigError(
-            f"{name} cannot make a map of stride {patch_px}.", expected=f"patch_px one of {sorted(strides)}"
-        )
-    stem_stride, last_stride = strides[patch_px]
-    resnet = ResNet(stem_stride=stem_stride, last_stride=last_stride, **sizes)
-    return Backbone(resnet, resnet.width, patch_px, image_px)
+        return Backbone(vit, vit.width, vit.width, patch_px, image_px)
+    # Small pictures keep their resolution in the stem; large ones lose it there, where it costs most.
+    resnet = ResNet(stem_stride=1 if image_px <= 48 else 2, **sizes)
+    if patch_px not in resnet.strides:
+        raise ConfigError(f"{name} has no map of stride {patch_px}.", expected=f"patch_px one of {resnet.strides}")
+    token_width = sum(w for w, stride in zip(resnet.widths, resnet.strides, strict=True) if stride >= patch_px)
+    return Backbone(resnet, resnet.widths[-1], token_width, patch_px, image_px)
 
 
 def build_timm(model: str, image_px: int) -> Backbone:
@@ -133,7 +152,7 @@ def build_timm(model: str, image_px: int) -> Backbone:
     except TypeError:  # convolutional models take any size and know no img_size
         net = timm.create_model(model, **options)
     with torch.no_grad():
-        out = net.eval().forward_features(torch.zeros(1, 3, image_px, image_px))
+        out = net.eval().forward_features(torch.zeros(1, 3, image_px, image_px))  # type: ignore[operator]
     net.train()
     if out.ndim == 3:
         side = int((out.shape[1] - int(getattr(net, "num_prefix_tokens", 0))) ** 0.5)
@@ -141,4 +160,4 @@ def build_timm(model: str, image_px: int) -> Backbone:
     else:
         side, width = out.shape[-1], out.shape[1]
     patch_px = image_px // side
-    return Backbone(TimmMaps(net, patch_px), width, patch_px, image_px)
+    return Backbone(TimmMaps(net, patch_px), width, width, patch_px, image_px)

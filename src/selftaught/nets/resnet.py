@@ -28,34 +28,34 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Residual network over (B, 3, H, W) normalised pictures that gives its last map.
+    """Residual network over (B, 3, H, W) normalised pictures that gives the map of every stage.
 
     Args:
         width: channels of the first stage; each later stage doubles them.
-        blocks: residual blocks per stage.
+        blocks: residual blocks per stage; each stage but the first halves the resolution.
         stem_stride: 1 for 32 px pictures, 2 above.
-        last_stride: stride of the last stage (1 keeps a finer map).
     """
 
-    def __init__(
-        self, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2), stem_stride: int = 1, last_stride: int = 2
-    ):
+    def __init__(self, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2), stem_stride: int = 1):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        layers: list[nn.Module] = []
-        channels, stride_total = width, stem_stride
+        self.stages = nn.ModuleList()
+        channels = width
         for stage, count in enumerate(blocks):
             out = width * 2**stage
-            for i in range(count):
-                stride = 1 if stage == 0 or i else (last_stride if stage == len(blocks) - 1 else 2)
-                layers.append(BasicBlock(channels, out, stride))
-                channels, stride_total = out, stride_total * stride
-        self.body = nn.Sequential(*layers)
-        self.width, self.patch_px = channels, stride_total
+            layers = [BasicBlock(channels, out, 2 if stage else 1)] + [BasicBlock(out, out, 1) for _ in range(count - 1)]
+            self.stages.append(nn.Sequential(*layers))
+            channels = out
+        self.widths = [width * 2**stage for stage in range(len(blocks))]
+        self.strides = [stem_stride * 2**stage for stage in range(len(blocks))]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the (B, D, H/patch_px, W/patch_px) map of the last stage."""
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return one map (B, widths[i], H/strides[i], W/strides[i]) per stage."""
         # The bf16 backward of a convolution with three input channels is many times slower than fp32 on CPUs.
         with torch.autocast(images.device.type, enabled=False):
             x = self.stem(images.float())
-        return self.body(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps

@@ -178,7 +178,7 @@ class ViT(nn.Module):
             x = block(x)
         last = self.blocks[-1]
         if keys:
-            k = last.attention.split(last.norm1(x))[1]
+            k = last.attention.split(last.norm1(x))[1]  # type: ignore[operator, union-attr]
             return k.transpose(1, 2).flatten(2)[:, 1:]
         return self.norm(last(x))
 

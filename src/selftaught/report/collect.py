@@ -141,7 +141,10 @@ def in_words(count: int, scores: Mapping[str, Any], masks: bool, labels: bool) -
     if masks and "iou" in scores:
         s = scores["iou"]
         name, best = max(s["baselines"].items(), key=lambda x: x[1])
-        text += f"Its outlines overlap with the true ones by {s['value']:.2f}; the best rule without learning ({name.replace('_', ' ')}) reaches {best:.2f}. "
+        text += (
+            f"Its outlines overlap with the true ones by {s['value']:.2f}; "
+            f"the best rule without learning ({name.replace('_', ' ')}) reaches {best:.2f}. "
+        )
     if not masks and not labels:
         text += "No truth came with the pictures, so look for yourself: nothing here was scored. "
     return text + "Everything below was made from pictures that were kept out of the training."

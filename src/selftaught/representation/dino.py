@@ -129,7 +129,7 @@ class DINO(EncoderMethod):
             prototypes=64, head_width=32, bottleneck=16, stem="conv",
         ),
         "small": DINOConfig(
-            image_px=32, backbone="vit-192x4", patch_px=4, stem="conv", batch_size=128, steps=1000, local_px=16, local_crops=4,
+            image_px=96, backbone="vit-192x4", patch_px=8, stem="conv", batch_size=64, steps=800, local_px=48, local_crops=4,
             lr=1e-3, weight_decay=0.04, clip_norm=3.0,
         ),
         "paper": DINOConfig(
@@ -138,6 +138,10 @@ class DINO(EncoderMethod):
             local_min=0.05, ema_start=0.996, freeze_last_frac=0.01,
         ),
     }  # fmt: skip
+    small_px32 = DINOConfig(
+        image_px=32, backbone="vit-192x4", patch_px=4, stem="conv", batch_size=128, steps=500, local_px=16, local_crops=4,
+        lr=1e-3, weight_decay=0.04, clip_norm=3.0,
+    )  # fmt: skip
     config: DINOConfig
     centre: Tensor
     score_sum: Tensor
@@ -172,7 +176,7 @@ class DINO(EncoderMethod):
     @torch.no_grad()
     def target(self, big: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's probabilities (2, B, K) of the stacked large crops (2B, 3, S, S), and its scores (2B, K)."""
-        pooled, _ = self.encoder()(big)
+        pooled = self.encoder().pooled(big)  # type: ignore[operator]
         scores = self.teacher.module["head"](pooled)  # type: ignore[index, operator]
         c = self.config
         if c.targets == "sinkhorn":
@@ -187,10 +191,10 @@ class DINO(EncoderMethod):
         self.score_sum += scores.sum(0)
         self.score_count += len(scores)
         frozen = progress.frac < c.freeze_last_frac
-        pooled, _ = self.backbone(big)
+        pooled = self.backbone.pooled(big)
         outputs = list(self.head(pooled, frozen).chunk(2))
         if len(batch) > 2:
-            small, _ = self.backbone(torch.cat(batch[2:]))
+            small = self.backbone.pooled(torch.cat(batch[2:]))
             outputs += self.head(small, frozen).chunk(len(batch) - 2)
         loss = dino_loss(teacher, outputs, c.student_temperature)
         parts = self.meters(teacher, pooled)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ class EncoderConfig(TrainConfig):
     backbone: str = "vit-192x4"
     """Name of the network: see `nets/backbones.py`, or timm:MODEL."""
     patch_px: int = 8
-    """Pixels per patch (ViT) or stride of the last map (ResNet)."""
+    """Pixels per patch (ViT), or stride of the finest map that is used (ResNet)."""
     stem: str = "linear"
     """How a ViT cuts its patches: linear or conv."""
 
@@ -31,7 +31,7 @@ class EncoderConfig(TrainConfig):
 class EncoderMethod(Method):
     """A method whose result is a backbone: capability `embed`."""
 
-    capabilities = ("embed",)
+    capabilities: ClassVar[tuple[str, ...]] = ("embed",)
     config: EncoderConfig
     pool = "pooled"
 
@@ -46,8 +46,9 @@ class EncoderMethod(Method):
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] to (B, D): the pooled vector, or the mean of the patch tokens."""
-        pooled, tokens = self.encoder()(images)
-        return (pooled if self.pool == "pooled" else tokens.mean((2, 3))).float()
+        if self.pool == "pooled":
+            return self.encoder().pooled(images).float()  # type: ignore[operator]
+        return self.encoder()(images)[1].mean((2, 3)).float()
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] to (B, D, h, w) patch features, the keys of the last block of a ViT."""
@@ -55,7 +56,7 @@ class EncoderMethod(Method):
 
     def evaluate(self, data: EvalData) -> dict[str, Score]:
         """Weighted kNN (both conventions), linear probe and RankMe, against raw pixels, HOG and the untrained net."""
-        return representation_scores(self, self.untrained(data.seed), data)
+        return representation_scores(self, self.untrained(data.seed), data)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def show(self, images: Tensor) -> dict[str, Picture]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -113,20 +113,19 @@ class MAE(EncoderMethod):
 
     name = "mae"
     Config = MAEConfig
-    capabilities = ("embed", "inpaint")
+    capabilities: ClassVar[tuple[str, ...]] = ("embed", "inpaint")
     pool = "tokens"
     sizes = {
         "tiny": MAEConfig(
             image_px=32, backbone="vit-tiny-test", patch_px=8, batch_size=32, steps=20, decoder_width=32, decoder_depth=1
         ),
-        "small": MAEConfig(
-            image_px=32, backbone="vit-192x4", patch_px=4, batch_size=256, steps=2500, lr=1.5e-3, mask_frac=0.75
-        ),
+        "small": MAEConfig(image_px=96, backbone="vit-192x4", patch_px=8, batch_size=128, steps=2000, lr=1.5e-3),
         "paper": MAEConfig(
             image_px=224, backbone="vit-768x12", patch_px=16, batch_size=4096, accumulate=64, steps=250_000, lr=2.4e-3,
             warmup_frac=0.05, decoder_width=512, decoder_depth=8, decoder_heads=16, crop_min=0.2,
         ),
     }  # fmt: skip
+    small_px32 = MAEConfig(image_px=32, backbone="vit-192x4", patch_px=4, batch_size=256, steps=1200, lr=1.5e-3)
     config: MAEConfig
 
     def __init__(self, config: MAEConfig, needs: Mapping[str, Any] | None = None):
@@ -139,6 +138,12 @@ class MAE(EncoderMethod):
         grid = c.image_px // c.patch_px
         self.decoder = Decoder(self.backbone.width, c.decoder_width, c.decoder_depth, c.decoder_heads, c.patch_px, grid)
         self.view = plain_view(c.image_px, scale=(c.crop_min, 1.0))
+        self.standardise = nn.BatchNorm1d(self.backbone.width, affine=False, momentum=0.01)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] to (B, D): the mean patch token, standardised by statistics of the training, as the paper does in
+        front of its linear probe (a batch norm without scale and shift); cosines of raw tokens only see their common mean."""
+        return self.standardise(super().embed(images))
 
     @property
     def vit(self) -> ViT:
@@ -156,6 +161,8 @@ class MAE(EncoderMethod):
         """Encode the patches `keep` (B, K) of (B, 3, S, S) pictures and paint all N patches: (B, N, 3 p^2 + 2)."""
         B, N = len(images), (self.image_px // self.patch_px) ** 2
         encoded = self.vit(self.backbone.normalise(images), keep=keep)
+        if self.training:
+            self.standardise(encoded[:, 1:].detach().float().mean(1))
         place = keep[..., None].expand(-1, -1, encoded.shape[2])
         tokens = encoded.new_zeros(B, N, encoded.shape[2]).scatter(1, place, encoded[:, 1:])
         seen = torch.zeros(B, N, device=images.device).scatter(1, keep, 1.0)
@@ -212,7 +219,7 @@ class MAE(EncoderMethod):
 @torch.no_grad()
 def inpainting_score(method: MAE, data: EvalData) -> Score:
     """Mean squared error (in [0, 1] squared) inside a centred hole of half the side; baseline: the mean colour of the rest."""
-    images = data.test.batch(np.arange(min(len(data.test), 512))).float() / 255
+    images = data.test.images.batch(np.arange(min(len(data.test), 512))).float() / 255
     S = method.image_px
     masks = torch.zeros(len(images), S, S)
     masks[:, S // 4 : 3 * S // 4, S // 4 : 3 * S // 4] = 1

@@ -32,6 +32,8 @@ class SimCLRConfig(EncoderConfig):
     """Softmax temperature; small values look harder at the nearest other pictures."""
     strength: float = 0.5
     """Strength of the colour changes between the two views."""
+    view_px: int = 0
+    """Side of the two views; 0 takes image_px. Smaller views train faster, and a ResNet reads larger pictures afterwards."""
     crop_min: float = 0.2
     """Smallest share of a picture's area that a view shows."""
 
@@ -69,30 +71,33 @@ class SimCLR(EncoderMethod):
             image_px=32, backbone="resnet-tiny-test", patch_px=4, batch_size=32, steps=20, head_width=32, head_out=16
         ),
         "small": SimCLRConfig(
-            image_px=32, backbone="resnet18-16", patch_px=8, batch_size=256, steps=1000, lr=2e-3, weight_decay=0.01
+            image_px=96, view_px=64, backbone="resnet18-32", patch_px=8, batch_size=128, steps=800, lr=2e-3, weight_decay=0.01
         ),
         "paper": SimCLRConfig(
             image_px=224, backbone="timm:resnet50", patch_px=32, batch_size=4096, accumulate=16, steps=31_250, lr=1e-3,
             weight_decay=0.01, head_width=2048, head_out=128, temperature=0.1, strength=1.0, crop_min=0.08,
         ),
     }  # fmt: skip
+    small_px32 = SimCLRConfig(
+        image_px=32, backbone="resnet18-16", patch_px=4, batch_size=256, steps=600, lr=2e-3, weight_decay=0.01
+    )
     config: SimCLRConfig
 
     def __init__(self, config: SimCLRConfig, needs: Mapping[str, Any] | None = None):
         super().__init__(config, needs)
         self.head = projector((self.backbone.width, config.head_width, config.head_out))
         c = config
-        self.view = simclr_view(c.image_px, strength=c.strength, scale=(c.crop_min, 1.0))
+        self.view = simclr_view(c.view_px or c.image_px, strength=c.strength, scale=(c.crop_min, 1.0))
 
     def players(self) -> dict[str, Player]:
         return {"encoder": self.main_player()}
 
     def prepare(self, images: Tensor, indices: np.ndarray[Any, Any]) -> tuple[Tensor, Tensor]:
-        """Draw the two views, each (B, 3, S, S)."""
+        """Draw the two views, each (B, 3, view_px, view_px)."""
         return augment(images, self.view), augment(images, self.view)
 
     def loss(self, batch: tuple[Tensor, Tensor], player: str, progress: Progress) -> tuple[Tensor, Parts]:
-        pooled, _ = self.backbone(torch.cat(batch))
+        pooled = self.backbone.pooled(torch.cat(batch))
         z1, z2 = self.head(pooled).chunk(2)
         loss = nt_xent(z1, z2, self.config.temperature)
         with torch.no_grad():

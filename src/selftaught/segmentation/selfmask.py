@@ -119,7 +119,7 @@ class MaskNet(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.shallow_half, self.shallow_quarter = conv(3, 24, 2), conv(24, 48, 2)
-        self.enter = nn.Conv2d(int(encoder.width), width, 1)  # type: ignore[arg-type]
+        self.enter = nn.Conv2d(int(encoder.token_width), width, 1)  # type: ignore[arg-type]
         self.merge_quarter, self.merge_half = conv(width + 48, width), conv(width + 24, width)
         self.leave = nn.Conv2d(width, width, 1)
         self.queries = nn.Parameter(torch.randn(queries, width))
@@ -167,6 +167,7 @@ class SelfMask(Method):
             decoder_depth=6, encoder_lr_frac=1.0, crop_min=0.1, correct_weight=0.0,
         ),
     }  # fmt: skip
+    small_px32 = SelfMaskConfig(image_px=32, batch_size=64, steps=300, lr=2e-3, weight_decay=0.01, clip_norm=1.0)
     config: SelfMaskConfig
 
     def __init__(self, config: SelfMaskConfig, needs: Mapping[str, Any] | None = None):
