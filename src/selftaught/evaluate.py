@@ -46,7 +46,9 @@ def evaluate(
         with torch.no_grad():
             scores |= method.evaluate(opened)
         notes += opened.notes
-    named = str(data if data is not None else saved["data"])
+    if data is None:
+        data = saved["data"]
+    named = str(data) if isinstance(data, (str, os.PathLike)) else f"<{type(data).__name__} given from Python>"
     result = {
         "run": run.name,
         "data": Path(named).name,
@@ -62,4 +64,4 @@ def evaluate(
 def open_for(data: Any, image_px: int, limit: int | None, seed: int) -> EvalData:
     """Open the bank and the test part of some data for evaluation."""
     bank = open_eval(data, "train", image_px, limit) if open_data(data, "train").has_labels else None
-    return EvalData(bank, open_eval(data, "test", image_px, limit), seed)
+    return EvalData(bank, open_eval(data, "test", image_px, limit), seed, made=isinstance(data, str) and data.startswith("sample:"))

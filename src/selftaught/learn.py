@@ -34,7 +34,7 @@ from selftaught.evaluate import evaluate
 from selftaught.loading import load
 from selftaught.method import Method, Progress, TrainConfig
 from selftaught.registry import load_class
-from selftaught.train import base_config, describe_data, is_path, train
+from selftaught.train import base_config, describe_data, is_path, parse_needs, train
 
 SCHEMA = 1
 SHARES = {"features": 0.6, "masks": 0.3}
@@ -78,18 +78,18 @@ def learn(
         "schema": SCHEMA, "size": size, "seed": seed, "minutes": minutes, "features": features, "need": list(need),
         "data": str(Path(data).resolve()) if is_path(data) else describe_data(data),
     }  # fmt: skip
+    given = parse_needs(need, ("features",))
     seconds: dict[str, float] = {}
     with RunLock(out):
         config = base_config(features, size, data)
         images = timed(seconds, "reading pictures", lambda: read_pictures(data, config, quiet))
         stages = timed(seconds, "planning", lambda: plan_stages(asked, data, images, out, quiet))
-        given = dict(text.split("=", 1) for text in need)
-        feature_run = Path(given["features"]) if "features" in given else out / "features"
+        feature_run = given.get("features", out / "features")
         if "features" not in given:
             timed(seconds, "features", lambda: run_stage(stages["features"], data, feature_run, size, seed, (), quiet))
         needs = (f"features={feature_run}",)
         timed(seconds, "masks", lambda: run_stage(stages["masks"], data, out / "masks", size, seed, needs, quiet))
-        timed(seconds, "scoring", lambda: evaluate(out))
+        timed(seconds, "scoring", lambda: evaluate(out, data))
         report = timed(seconds, "export and report", lambda: finish(out, data, images, seconds, quiet))
     if not quiet:
         print(f"look at {report}")

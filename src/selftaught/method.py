@@ -109,6 +109,8 @@ class EvalData:
     train: EvalSet | None
     test: EvalSet
     seed: int = 0
+    made: bool = False
+    """Whether the pictures were composed by a program, so that it must be checked whether pasted edges give objects away."""
     notes: list[str] = field(default_factory=list)
 
 

@@ -45,6 +45,8 @@ SAVE_EVERY_S = 60.0
 MAX_SKIPS = 3
 SMALL_PX = 48
 """Pictures whose shorter side has at most so many pixels are learned at 32 px at size `small`."""
+BEFORE_START = {"needs", "lock.json", "log.txt", "plan.json"}
+"""What a run folder may hold before its first start: a start that was refused, or a plan that was measured, leaves it there."""
 BUILD_STEP = 10**12
 """The 'step' that seeds the weights; no training gets that far."""
 
@@ -117,8 +119,8 @@ def train(
     config = override(base_config(method, size, data), set)
     if steps is not None:
         config = replace(config, steps=steps)
-    if config.steps < 0 or config.batch_size < 1 or config.accumulate < 1:
-        raise ConfigError("steps must be at least 0, batch_size and accumulate at least 1.")
+    if config.steps < 0 or not 1 <= config.accumulate <= config.batch_size:
+        raise ConfigError("steps must be at least 0, accumulate at least 1 and at most batch_size.")
     out = Path(out)
     given = parse_needs(need, cls.needs)
     needs = {name: relative_to_run(given[name], out) if name in given else f"needs/{name}" for name in cls.needs}
@@ -126,7 +128,7 @@ def train(
     existing = out / "config.json"
     if existing.exists():
         refuse_other(read_json(existing), job)
-    elif out.exists() and any(p.name not in ("needs", "lock.json", "log.txt") for p in out.iterdir()):
+    elif out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= BEFORE_START):
         raise RunError(
             f"{out} exists and is no run folder.", expected="a new or empty folder", do="Choose another --out."
         )
@@ -166,12 +168,14 @@ def run_job(job: Job, quiet: bool) -> Path:
     if lock:
         lock.__enter__()
     try:
-        if rank == 0:
-            write_json(job.out / "config.json", job.to_json())
         with Recorder(job.out, job.config.steps, quiet or rank > 0, job.config.batch_size * world) as recorder:
             if images.bad:
                 recorder.say(f"{len(images.bad)} broken pictures left out, e.g. {images.bad[0][0]}: {images.bad[0][1]}")
-            Loop(job, images, recorder, rank, world).run()
+            loop = Loop(job, images, recorder, rank, world)
+            # Only now is it certain that the settings fit together; a refused start must not claim the folder.
+            if rank == 0:
+                write_json(job.out / "config.json", job.to_json())
+            loop.run()
     finally:
         if lock:
             lock.__exit__(None, None, None)
@@ -247,9 +251,16 @@ class Loop:
         indices = batch_indices(len(self.images), c.batch_size * self.world, self.job.seed, self.step)
         mine = indices[self.rank :: self.world]
         logged: dict[str, float] = {}
+        buffers = {name: b.clone() for name, b in self.method.named_buffers()}
+        skips = self.skips
         for name, player in self.players.items():
             logged |= self.move(name, player, mine, progress)
-        self.method.after_step(progress)
+        if self.skips == skips:
+            self.method.after_step(progress)
+        else:
+            # Statistics that saw NaN would stay NaN for ever, and averages must not move by a step that was not taken.
+            for name, b in self.method.named_buffers():
+                b.copy_(buffers[name])
         self.step += 1
         self.log(logged)
 
@@ -375,7 +386,7 @@ class Loop:
     def finish(self) -> None:
         """Save the end, and draw the pictures a person should look at."""
         done = checkpoint.latest(self.checkpoints)
-        if done is None or int(done.name.split("-")[1]) != self.step:
+        if done is None or int(done.name.removesuffix(".old").split("-")[1]) != self.step:
             self.save()
         if self.rank == 0:
             draw_pictures(load_method(self.job.out), self.images, self.job.out)

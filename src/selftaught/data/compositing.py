@@ -28,16 +28,22 @@ SPLITS = ("train", "test")
 class Recipe:
     """All numbers of the drawing; ranges are uniform. Changing one makes another sample (another cache folder)."""
 
-    version: int = 1
-    two_objects: float = 0.15
+    version: int = 2
+    grounds: tuple[int, int] = (32, 16)
+    """Backgrounds of the two splits, the most colourful ones: few, so that a picture cannot be told by its background alone."""
+    light: float = 0.05
+    """Largest relative change of a background's brightness and colours."""
+    two_objects: float = 0.1
     """Share of pictures with two objects."""
-    area: tuple[float, float] = (0.08, 0.28)
+    area: tuple[float, float] = (0.1, 0.3)
     """Object area aimed at, as a share of the picture."""
-    longest_px: tuple[int, int] = (35, 70)
+    longest_px: tuple[int, int] = (38, 74)
     rotation_deg: float = 20.0
-    recolour: tuple[float, float] = (0.6, 0.9)
+    recolour: tuple[float, float] = (0.85, 1.0)
     """How far the object's colour mean and deviation go towards the ground's."""
-    hue_share: float = 0.7
+    rematch: tuple[float, float] = (0.3, 0.8)
+    """How far the object's colours go towards having the ground's histogram, channel by channel."""
+    hue_share: float = 0.3
     """Share of objects whose hues are turned by any angle."""
     texture: tuple[float, float] = (0.35, 0.8)
     """Strength of the photograph's fine structure on the object, relative to that of the ground."""
@@ -111,7 +117,14 @@ def load_assets() -> Assets:
         for row in json.loads(archive.read("index.json")):
             picture = Image.open(io.BytesIO(archive.read(row["file"]))).convert("RGB")
             grounds[row["split"]].append(Ground(row["id"], row["photo"], row["source"], picture))
+    for split, count in zip(SPLITS, Recipe().grounds, strict=True):
+        grounds[split] = sorted(grounds[split], key=lambda g: (-colourfulness(g.picture), g.id))[:count]
     return Assets(objects, grounds, labels)
+
+
+def colourfulness(picture: Image.Image) -> float:
+    """Mean over channels of the deviation in grey levels."""
+    return float(np.asarray(picture).std((0, 1)).mean())
 
 
 def compose(assets: Assets, recipe: Recipe, seed: int, split: str, index: int) -> Drawn:
@@ -120,7 +133,7 @@ def compose(assets: Assets, recipe: Recipe, seed: int, split: str, index: int) -
     objects, grounds = assets.objects[split], assets.grounds[split]
     ground_index = int(rng.integers(len(grounds)))
     ground = grounds[ground_index]
-    jitter = _jitter(rng)
+    jitter = _jitter(rng, recipe.light)
     canvas = _crop(rng, ground.picture) * jitter[0] + jitter[1]
     mask = np.zeros((SIDE, SIDE), np.uint8)
     drawn: list[int] = []
@@ -144,9 +157,9 @@ def _pick(rng: np.random.Generator, objects: list[Object], labels: list[str]) ->
     return members[int(rng.integers(len(members)))]
 
 
-def _jitter(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    gain = rng.uniform(0.85, 1.15, 3) * rng.uniform(0.8, 1.15)
-    return gain.astype(np.float32), rng.uniform(-12, 12, 3).astype(np.float32)
+def _jitter(rng: np.random.Generator, light: float) -> tuple[np.ndarray, np.ndarray]:
+    gain = rng.uniform(1 - light, 1 + light, 3) * rng.uniform(1 - light, 1 + light)
+    return gain.astype(np.float32), (80 * light * rng.uniform(-1, 1, 3)).astype(np.float32)
 
 
 def _crop(rng: np.random.Generator, picture: Image.Image) -> np.ndarray:
@@ -223,11 +236,27 @@ def _paste(
     goal_mean = mean + strength * (ground.mean(0) - mean)
     goal_deviation = deviation + strength * (np.maximum(ground.std(0), recipe.least_contrast) - deviation)
     factor = goal_deviation / deviation
+    match = np.float32(rng.uniform(*recipe.rematch))
     gain = rng.uniform(*recipe.texture) * _roughness(canvas) / (_roughness(texture) + 0.5)
-    rgb = rgb * factor + (goal_mean - mean * factor) + np.float32(min(gain, 2.5)) * texture
+    rgb = rgb * factor + (goal_mean - mean * factor)
+    rgb = rgb + match * (_with_histogram(rgb, alpha, ground, recipe.least_contrast) - rgb)
+    rgb = rgb + np.float32(min(gain, 2.5)) * texture
     if rng.random() < recipe.shadow_share:
         canvas = canvas * (1 - _shadow(rng, alpha))
     return canvas + alpha[..., None] * (rgb - canvas)
+
+
+def _with_histogram(rgb: np.ndarray, alpha: np.ndarray, ground: np.ndarray, least_contrast: float) -> np.ndarray:
+    """The object with the ground's quantiles in every channel, stretched about the median where the ground is too flat."""
+    out = np.empty_like(rgb)
+    levels = np.linspace(0, 1, 65)
+    for channel in range(3):
+        own = np.quantile(rgb[..., channel][alpha > 0.5], levels)
+        goal = np.quantile(ground[:, channel], levels)
+        stretch = max(1.0, least_contrast / (float(ground[:, channel].std()) + 1e-3))
+        goal = goal[32] + stretch * (goal - goal[32])
+        out[..., channel] = np.interp(rgb[..., channel], np.maximum.accumulate(own + 1e-3 * levels), goal)
+    return out
 
 
 def _hue_turn(angle: float) -> np.ndarray:

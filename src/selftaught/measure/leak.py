@@ -33,7 +33,7 @@ def local_leak(images: Any, masks: Any, test_images: Any, test_masks: Any, *, st
 
     if len(images) != len(masks) or len(test_images) != len(test_masks):
         raise ValueError("local_leak: expected as many masks as images")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         net = _network()
         _train(net, np.asarray(images), np.asarray(masks) > 0, steps, seed)

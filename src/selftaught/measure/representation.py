@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -40,9 +40,9 @@ def representation_scores(method: Embeds, untrained: Embeds, data: EvalData) -> 
     """
     test_labels = data.test.labels()
     bank_labels = data.train.labels() if data.train is not None else None
-    if data.train is None or test_labels is None or bank_labels is None:
+    if data.train is None or not several(bank_labels) or test_labels is None or not (test_labels != "").any():
         embedded = embed_all(method, (data.train or data.test).images, MAX_BANK)
-        note = f"of {embedded.shape[1]} dimensions; no labels were found, so neighbours could not be scored"
+        note = f"of {embedded.shape[1]} dimensions; the training pictures have fewer than two classes, so neighbours could not be scored"
         return {
             "rank_me": Score(
                 rank_me(embedded), len(embedded), jackknife_ci(embedded, rank_me), "higher", "dimensions", {}, note
@@ -59,6 +59,11 @@ def representation_scores(method: Embeds, untrained: Embeds, data: EvalData) -> 
     return feature_scores(
         embed_all(method, train), bank_labels, embed_all(method, test), test_labels, baselines, data.seed
     )  # type: ignore[arg-type]
+
+
+def several(labels: np.ndarray[Any, Any] | None) -> TypeGuard[np.ndarray[Any, Any]]:
+    """Whether there are at least two classes, "" being none."""
+    return labels is not None and len(set(labels.tolist()) - {""}) > 1
 
 
 class Spread:

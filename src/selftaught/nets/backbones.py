@@ -20,7 +20,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {
     "vit-192x12": ("vit", dict(width=192, depth=12, heads=3), "ViT-Ti, 5.5 M parameters"),
     "vit-384x12": ("vit", dict(width=384, depth=12, heads=6), "ViT-S, 21 M parameters, GPU"),
     "vit-768x12": ("vit", dict(width=768, depth=12, heads=12), "ViT-B, 86 M parameters, GPU"),
-    "resnet-tiny-test": ("resnet", dict(width=8, blocks=(1, 1)), "for tests: learns nothing worth having"),
+    "resnet-tiny-test": ("resnet", dict(width=8, blocks=(1, 1, 1)), "for tests: learns nothing worth having"),
     "resnet10-32": ("resnet", dict(width=32, blocks=(1, 1, 1, 1)), "1.2 M parameters, CPU minutes"),
     "resnet18-16": ("resnet", dict(width=16), "0.7 M parameters, CPU minutes"),
     "resnet18-32": ("resnet", dict(width=32), "2.8 M parameters, CPU minutes"),
@@ -43,6 +43,9 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
+    pool = "cls"
+    """What a ViT's pooled vector is: cls (the class token) or mean (of the patch tokens)."""
+
     def __init__(self, net: nn.Module, width: int, token_width: int, patch_px: int, image_px: int):
         super().__init__()
         self.net, self.width, self.token_width = net, width, token_width
@@ -58,7 +61,7 @@ class Backbone(nn.Module):
         x = self.normalise(images)
         if isinstance(self.net, ViT):
             out = self.net(x)
-            return out[:, 0], self.as_map(out[:, 1:], images)
+            return (out[:, 1:].mean(1) if self.pool == "mean" else out[:, 0]), self.as_map(out[:, 1:], images)
         if isinstance(self.net, ResNet):
             maps = self.net(x)
             return maps[-1].mean((2, 3)), torch.cat(self.same_stride(maps), 1)

@@ -89,7 +89,7 @@ class LinearPatches(nn.Module):
 
 
 class ConvPatches(nn.Module):
-    """Convolutional patch projection: one strided 3x3 convolution per factor of two, widths doubling up to D."""
+    """Convolutional patch projection: per factor of two one strided 3x3 convolution and one at the new size, widths doubling to D."""
 
     def __init__(self, patch_px: int, width: int):
         super().__init__()
@@ -99,8 +99,9 @@ class ConvPatches(nn.Module):
         layers: list[nn.Module] = []
         channels = 3
         for i in range(steps):
-            out = max(width // 2 ** (steps - 1 - i), 16)
-            layers += [nn.Conv2d(channels, out, 3, 2, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+            out = max(width // 2 ** (steps - i), 16)
+            for stride, enter in ((2, channels), (1, out)):
+                layers += [nn.Conv2d(enter, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
             channels = out
         self.first = nn.Sequential(*layers[:3])
         self.rest = nn.Sequential(*layers[3:], nn.Conv2d(channels, width, 1))

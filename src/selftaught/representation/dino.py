@@ -33,6 +33,8 @@ class DINOConfig(EncoderConfig):
     """Width of the head's hidden layers."""
     bottleneck: int = 64
     """Width in which the head's output is L2-normalised, before the prototypes."""
+    head_norm: bool = True
+    """Batch norm in the head (an option of the official code): tells pictures apart from the first step, which short trainings need."""
     local_crops: int = 4
     """Small crops per picture, seen by the student only."""
     local_px: int = 48
@@ -100,11 +102,12 @@ def koleo_loss(x: Tensor, eps: float = 1e-8) -> Tensor:
 class Head(nn.Module):
     """Three-layer perceptron, L2 normalisation, then cosine scores against K prototypes of unit length."""
 
-    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int):
+    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int, norm: bool):
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
-        )
+        layers: list[nn.Module] = []
+        for a, b in ((width, hidden), (hidden, hidden)):
+            layers += [nn.Linear(a, b), *([nn.BatchNorm1d(b)] if norm else []), nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -129,17 +132,17 @@ class DINO(EncoderMethod):
             prototypes=64, head_width=32, bottleneck=16, stem="conv",
         ),
         "small": DINOConfig(
-            image_px=96, backbone="vit-192x4", patch_px=8, stem="conv", batch_size=64, steps=800, local_px=48, local_crops=4,
+            image_px=96, backbone="vit-192x4", patch_px=8, stem="conv", pool="mean", batch_size=64, steps=800, local_px=48, local_crops=4,
             lr=1e-3, weight_decay=0.04, clip_norm=3.0,
         ),
         "paper": DINOConfig(
             image_px=224, backbone="vit-384x12", patch_px=16, batch_size=1024, accumulate=16, steps=125_000, local_px=96,
-            local_crops=8, prototypes=65_536, head_width=2048, bottleneck=256, lr=2e-3, weight_decay=0.04, clip_norm=3.0,
+            local_crops=8, prototypes=65_536, head_width=2048, bottleneck=256, head_norm=False, lr=2e-3, weight_decay=0.04, clip_norm=3.0,
             local_min=0.05, ema_start=0.996, freeze_last_frac=0.01,
         ),
     }  # fmt: skip
     small_px32 = DINOConfig(
-        image_px=32, backbone="vit-192x4", patch_px=4, stem="conv", batch_size=128, steps=500, local_px=16, local_crops=4,
+        image_px=32, backbone="vit-192x4", patch_px=8, stem="conv", pool="mean", batch_size=128, steps=500, local_px=16, local_crops=4,
         lr=1e-3, weight_decay=0.04, clip_norm=3.0,
     )  # fmt: skip
     config: DINOConfig
@@ -154,7 +157,7 @@ class DINO(EncoderMethod):
             raise ValueError("the teacher's temperature must be below the student's, or all pictures become alike")
         if c.targets not in ("centre", "sinkhorn"):
             raise ValueError(f"targets must be 'centre' or 'sinkhorn', got {c.targets!r}")
-        self.head = Head(self.backbone.width, c.head_width, c.bottleneck, c.prototypes)
+        self.head = Head(self.backbone.width, c.head_width, c.bottleneck, c.prototypes, c.head_norm)
         self.teacher = EMA(nn.ModuleDict({"backbone": self.backbone, "head": self.head}))
         self.register_buffer("centre", torch.zeros(c.prototypes))
         self.register_buffer("score_sum", torch.zeros(c.prototypes))
@@ -199,8 +202,8 @@ class DINO(EncoderMethod):
         loss = dino_loss(teacher, outputs, c.student_temperature)
         parts = self.meters(teacher, pooled)
         if c.koleo:
-            spread = sum(koleo_loss(half) for half in pooled.chunk(2))
-            parts["koleo"] = float(spread)
+            spread = torch.stack([koleo_loss(half) for half in pooled.chunk(2)]).sum()
+            parts["koleo"] = float(spread.detach())
             loss = loss + c.koleo * spread
         return loss, parts
 

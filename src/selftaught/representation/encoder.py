@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ class EncoderConfig(TrainConfig):
     """Pixels per patch (ViT), or stride of the finest map that is used (ResNet)."""
     stem: str = "linear"
     """How a ViT cuts its patches: linear or conv."""
+    pool: Literal["cls", "mean"] = "cls"
+    """What a ViT makes of a whole picture: its class token, or the mean of its patch tokens."""
 
 
 class EncoderMethod(Method):
@@ -33,11 +35,11 @@ class EncoderMethod(Method):
 
     capabilities: ClassVar[tuple[str, ...]] = ("embed",)
     config: EncoderConfig
-    pool = "pooled"
 
     def __init__(self, config: EncoderConfig, needs: Mapping[str, Any] | None = None):
         super().__init__(config, needs)
         self.backbone = build_backbone(config.backbone, config.image_px, config.patch_px, config.stem)
+        self.backbone.pool = config.pool
         self.image_px, self.patch_px = config.image_px, self.backbone.patch_px
 
     def encoder(self) -> torch.nn.Module:
@@ -45,10 +47,8 @@ class EncoderMethod(Method):
         return self.backbone
 
     def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] to (B, D): the pooled vector, or the mean of the patch tokens."""
-        if self.pool == "pooled":
-            return self.encoder().pooled(images).float()  # type: ignore[operator]
-        return self.encoder()(images)[1].mean((2, 3)).float()
+        """(B, 3, S, S) in [0, 1] to (B, D): the pooled vector."""
+        return self.encoder().pooled(images).float()  # type: ignore[operator]
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] to (B, D, h, w) patch features, the keys of the last block of a ViT."""

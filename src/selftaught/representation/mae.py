@@ -23,6 +23,9 @@ from selftaught.method import EvalData, Parts, Picture, Player, Progress
 from selftaught.nets.vit import Block, ViT, init_transformer, patchify, sincos_positions, unpatchify
 from selftaught.representation.encoder import EncoderConfig, EncoderMethod, as_numpy
 
+VARIANCE_FLOOR = 1e-4
+"""Added to the variance of a patch, so that noise in flat patches is not blown up to full contrast."""
+
 
 @dataclass(frozen=True)
 class MAEConfig(EncoderConfig):
@@ -45,7 +48,7 @@ class MAEConfig(EncoderConfig):
 def random_keep(B: int, N: int, mask_frac: float) -> tuple[Tensor, Tensor]:
     """Choose the patches that stay: `keep` (B, K) indices with K = floor((1 - mask_frac) N), at least 1, and `hidden` (B, N) 0/1."""
     order = torch.rand(B, N).argsort(1)
-    keep = order[:, : max(int(N * (1 - mask_frac)), 1)]
+    keep = order[:, : max(int(N * (1 - mask_frac) + 1e-6), 1)]  # 10 * (1 - 0.8) is 1.9999999999999996
     hidden = torch.ones(B, N).scatter_(1, keep, 0.0)
     return keep, hidden
 
@@ -55,7 +58,7 @@ def patch_statistics(patches: Tensor) -> Tensor:
     return torch.stack([patches.mean(-1), patches.std(-1)], -1)
 
 
-def mae_loss(painted: Tensor, patches: Tensor, hidden: Tensor, norm_pixels: bool, floor: float = 1e-4) -> Tensor:
+def mae_loss(painted: Tensor, patches: Tensor, hidden: Tensor, norm_pixels: bool, floor: float = VARIANCE_FLOOR) -> Tensor:
     """Mean squared error over the hidden patches only (MAE, section 3).
 
     L = sum_i hidden_i * mean((painted_i - target_i)^2) / sum_i hidden_i, target_i = (patch_i - mean_i) / sqrt(var_i + floor).
@@ -114,18 +117,17 @@ class MAE(EncoderMethod):
     name = "mae"
     Config = MAEConfig
     capabilities: ClassVar[tuple[str, ...]] = ("embed", "inpaint")
-    pool = "tokens"
     sizes = {
         "tiny": MAEConfig(
-            image_px=32, backbone="vit-tiny-test", patch_px=8, batch_size=32, steps=20, decoder_width=32, decoder_depth=1
+            image_px=32, backbone="vit-tiny-test", patch_px=8, pool="mean", batch_size=32, steps=20, decoder_width=32, decoder_depth=1
         ),
-        "small": MAEConfig(image_px=96, backbone="vit-192x4", patch_px=8, batch_size=128, steps=2000, lr=1.5e-3),
+        "small": MAEConfig(image_px=96, backbone="vit-192x4", patch_px=8, pool="mean", batch_size=128, steps=2000, lr=1.5e-3),
         "paper": MAEConfig(
             image_px=224, backbone="vit-768x12", patch_px=16, batch_size=4096, accumulate=64, steps=250_000, lr=2.4e-3,
             warmup_frac=0.05, decoder_width=512, decoder_depth=8, decoder_heads=16, crop_min=0.2,
         ),
     }  # fmt: skip
-    small_px32 = MAEConfig(image_px=32, backbone="vit-192x4", patch_px=4, batch_size=256, steps=1200, lr=1.5e-3)
+    small_px32 = MAEConfig(image_px=32, backbone="vit-192x4", patch_px=4, pool="mean", batch_size=256, steps=1200, lr=1.5e-3)
     config: MAEConfig
 
     def __init__(self, config: MAEConfig, needs: Mapping[str, Any] | None = None):
@@ -196,7 +198,7 @@ class MAE(EncoderMethod):
         painted = painted.float()
         pixels = painted[..., :-2]
         if self.config.norm_pixels:
-            pixels = pixels * painted[..., -1:].clamp(min=0) + painted[..., -2:-1]
+            pixels = pixels * (painted[..., -1:].clamp(min=0).square() + VARIANCE_FLOOR).sqrt() + painted[..., -2:-1]
         return unpatchify(pixels, self.patch_px, self.image_px).clamp(0, 1)
 
     @torch.no_grad()

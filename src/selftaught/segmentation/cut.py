@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selftaught.core.errors import ConfigError, NumericError
-from selftaught.method import Method, Picture, TrainConfig
+from selftaught.measure.mask_scores import segmentation_scores
+from selftaught.measure.score import Score
+from selftaught.method import EvalData, Method, Picture, TrainConfig
 from selftaught.nets.bilateral import bilateral_solve, refine
 from selftaught.nets.components import largest_component, patch_boxes_px
 
@@ -105,7 +107,8 @@ class CutMethod(Method):
 
     def __init__(self, config: TrainConfig, needs: Mapping[str, Any] | None = None):
         super().__init__(config, needs)
-        if not callable(getattr(self.features, "features", None)):
+        # A cut has `features` too (those it was given), but sees no picture size of its own.
+        if not callable(getattr(self.features, "features", None)) or not hasattr(self.features, "image_px"):
             raise ConfigError(f"{self.name} needs patch features.", expected="a method with the capability `embed`")
 
     @property
@@ -150,6 +153,11 @@ class CutMethod(Method):
         height, width = masks.shape[1:]
         scale = torch.tensor([images.shape[-1] / width, images.shape[-2] / height] * 2, device=masks.device)
         return patch_boxes_px(largest_component(masks), 1, width, height) * scale
+
+    def evaluate(self, data: EvalData) -> dict[str, Score]:
+        """Mask scores against no learning and against the same cut on the untrained features."""
+        same = type(self)(self.config, {**self.given, "features": self.features.untrained(data.seed)})
+        return segmentation_scores(self, data, {"untrained_cut": same})
 
     def show(self, images: Tensor) -> dict[str, Picture]:
         """Draw the pictures (at most eight) above the same with the object's rim and everything else dimmed."""

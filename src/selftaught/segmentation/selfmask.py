@@ -173,6 +173,8 @@ class SelfMask(Method):
     def __init__(self, config: SelfMaskConfig, needs: Mapping[str, Any] | None = None):
         super().__init__(config, needs)
         features = self.given["features"]
+        if not callable(getattr(features, "encoder", None)):
+            raise ConfigError("selfmask needs learned features.", expected="a method with the capability `embed`")
         if features.image_px != config.image_px:
             raise ConfigError(
                 f"selfmask works at {config.image_px} px, its features were learned at {features.image_px} px.",

@@ -38,6 +38,8 @@ def spectral_candidates(maps: Tensor, clusters: tuple[int, ...] = (2, 3, 4)) -> 
     found = []
     for k in clusters:
         points = vectors[..., -k:] * root[..., None]
+        # The first of them is constant: scaled without being centred it is so large that distances drown in rounding.
+        points = points - points.mean(1, keepdim=True)
         groups = kmeans(points / points.std(1, keepdim=True).clamp(min=1e-6), k)
         found.append(torch.nn.functional.one_hot(groups, k).transpose(1, 2))
     return torch.cat(found, 1).view(B, -1, h, w).float()
@@ -97,8 +99,11 @@ def pseudo_mask_file(
     `make` turns (B, 3, S, S) pictures in [0, 1] into (B, h, w) masks in [0, 1]. Returns (N, h, w) uint8, 0 to 255.
     """
     if path.exists():
-        kept: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
-        if len(kept) == len(images) and kept.dtype == np.uint8:
+        try:
+            kept: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError):  # damaged, or another kind of file
+            kept = np.zeros(0)
+        if kept.ndim == 3 and len(kept) == len(images) and kept.dtype == np.uint8:
             return kept
         say(f"{path.name} does not fit the pictures; it is made again")
     parts = []

@@ -1,0 +1,341 @@
+"""The loop: a stopped run is the same run bit for bit, every method; what is refused, and what is left alone.
+
+The guards (numbers, disk, damaged checkpoints) are in test_train_guards.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from selftaught import registry
+from selftaught.core import checkpoint
+from selftaught.core.config import read_json
+from selftaught.core.errors import ConfigError, RunError
+from selftaught.data.arrays import ArraySource
+from selftaught.data.base import Truth
+from selftaught.loading import load_method
+from selftaught.train import resume, train
+
+METHODS = list(registry.methods())
+NEEDY = [name for name in METHODS if registry.load_class(name).needs]
+TRAINED = [name for name in METHODS if registry.load_class(name).sizes["tiny"].steps]
+SMALL = ["batch_size=8"]
+STOP = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+from selftaught.nets.torchvision_ops import make_torchvision_importable
+make_torchvision_importable()
+from selftaught import cli
+from selftaught.train import Loop
+log = Loop.log
+def log_and_stop(self, logged):
+    log(self, logged)
+    if self.step == 10:
+        os.kill(os.getpid(), signal.SIGTERM)
+if os.environ.get("STOP") == "1":
+    Loop.log = log_and_stop
+codes = {}
+for line in sys.stdin.read().splitlines():
+    name, *arguments = line.split("\\t")
+    try:
+        cli.main(arguments)
+        codes[name] = 0
+    except SystemExit as stop:
+        codes[name] = stop.code
+print("CODES", codes)
+"""
+
+
+def in_new_process(commands: dict[str, list[str]], stop: bool) -> dict[str, int]:
+    """Run `selftaught` commands one after the other in a new process, stopped at step 10; name -> exit code."""
+    text = "".join("\t".join([name, *arguments]) + "\n" for name, arguments in commands.items())
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STOP": "1" if stop else "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", STOP], input=text, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    codes: dict[str, int] = ast.literal_eval(done.stdout.rpartition("CODES ")[2])
+    return codes
+
+
+@dataclass
+class Runs:
+    """Every method trained straight through, and again with a stop and a new process in between."""
+
+    data: Path
+    straight: Path
+    stopped: Path
+    halves: Path
+    """Copies of the stopped runs as they were before they went on."""
+    codes: dict[str, int]
+
+    def needs(self, name: str) -> list[str]:
+        return [f"features={self.straight / 'dino'}"] if name in NEEDY else []
+
+
+def structured_noise(count: int, px: int = 32, seed: int = 0) -> np.ndarray:
+    """(N, px, px, 3) uint8: coloured noise with a brighter block."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 120, (count, px, px, 3)).astype(np.uint8)
+    for image in images:
+        y, x = rng.integers(2, px // 2, 2)
+        image[y : y + px // 3, x : x + px // 3] += rng.integers(60, 130, 3).astype(np.uint8)
+    return images
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    root = tmp_path_factory.mktemp("runs")
+    data = root / "data.npz"
+    np.savez(data, images=structured_noise(40))
+    made = Runs(data, root / "straight", root / "stopped", root / "halves", {})
+    commands: dict[str, list[str]] = {}
+    for name in sorted(METHODS, key=lambda n: n in NEEDY):
+        train(name, data, made.straight / name, size="tiny", set=SMALL, need=made.needs(name), quiet=True)
+        commands[name] = ["train", name, str(data), "--out", str(made.stopped / name), "--size", "tiny", "--quiet",
+                          "--set", SMALL[0]]  # fmt: skip
+        for need in made.needs(name):
+            commands[name] += ["--need", need]
+    made.codes.update(in_new_process(commands, stop=True))
+    shutil.copytree(made.stopped, made.halves)
+    codes = in_new_process({name: ["resume", str(made.stopped / name)] for name in METHODS}, stop=False)
+    assert set(codes.values()) == {0}, codes
+    return made
+
+
+def newest(run: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    folder = checkpoint.latest(run / "checkpoints")
+    assert folder is not None
+    return checkpoint.load(folder)
+
+
+def differing(a: Path, b: Path) -> list[str]:
+    """Names of the tensors in which the newest checkpoints of two runs differ by a bit."""
+    (first, _), (second, _) = newest(a), newest(b)
+    assert first.keys() == second.keys()
+    names = []
+    for part in first:
+        assert first[part].keys() == second[part].keys()
+        names += [f"{part}.{k}" for k, v in first[part].items() if v.numpy().tobytes() != second[part][k].numpy().tobytes()]
+    return names
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_stopped_run_is_the_same_run(runs: Runs, name: str) -> None:
+    straight, stopped = runs.straight / name, runs.stopped / name
+    assert runs.codes[name] == (143 if name in TRAINED else 0)
+    assert differing(straight, stopped) == []
+    (_, first), (_, second) = newest(straight), newest(stopped)
+    assert first == second and first["done"]
+    if name in TRAINED:
+        assert [p.name for p in (runs.halves / name / "checkpoints").iterdir()] == ["step-000010"]
+        lines = (straight / "metrics.jsonl").read_bytes()
+        assert (stopped / "metrics.jsonl").read_bytes() == lines
+        assert [json.loads(x)["step"] for x in lines.splitlines()] == list(range(1, 21))
+        assert len((runs.halves / name / "metrics.jsonl").read_bytes().splitlines()) == 10
+    pictures = {p.name: p.read_bytes() for p in (straight / "pictures").iterdir()}
+    assert pictures and pictures == {p.name: p.read_bytes() for p in (stopped / "pictures").iterdir()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_both_give_the_same_answers(runs: Runs, name: str) -> None:
+    methods = [load_method(folder / name) for folder in (runs.straight, runs.stopped)]
+    images = torch.from_numpy(structured_noise(3, seed=9)).permute(0, 3, 1, 2).float() / 255
+    for capability in methods[0].capabilities:
+        arguments = (images, images[:, 0]) if capability == "inpaint" else (images,)
+        first, second = (getattr(m, capability)(*arguments) for m in methods)
+        assert torch.equal(first, second), capability
+
+
+def changed_half(runs: Runs, out: Path, change: Callable[[dict[str, dict[str, Tensor]]], None]) -> Path:
+    """The stopped DINO run with something changed in its checkpoint, gone on to the end."""
+    shutil.copytree(runs.halves / "dino", out)
+    tensors, state = newest(out)
+    change(tensors)
+    checkpoint.save(out / "checkpoints", 10, tensors, state, keep=1)
+    return resume(out, quiet=True)
+
+
+def test_going_on_without_a_part_of_the_state_is_another_run(runs: Runs, tmp_path: Path) -> None:
+    def average_forgotten(tensors: dict[str, dict[str, Tensor]]) -> None:
+        name = "teacher.module.head.prototypes"
+        tensors["model"][name] = tensors["model"]["head.prototypes"].clone()
+
+    def moment_forgotten(tensors: dict[str, dict[str, Tensor]]) -> None:
+        name = next(k for k in tensors["optim.student"] if k.endswith("exp_avg_sq"))
+        tensors["optim.student"][name].zero_()
+
+    straight = runs.straight / "dino"
+    assert differing(changed_half(runs, tmp_path / "same", lambda tensors: None), straight) == []
+    for number, change in enumerate((average_forgotten, moment_forgotten)):
+        assert differing(changed_half(runs, tmp_path / str(number), change), straight) != [], change.__name__
+
+
+def test_the_seed_matters(runs: Runs, tmp_path: Path) -> None:
+    other = train("simclr", runs.data, tmp_path / "one", size="tiny", set=SMALL, seed=1, quiet=True)
+    assert any(name.startswith("model.") for name in differing(other, runs.straight / "simclr"))
+
+
+def test_a_finished_run_is_left_alone(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs.straight / "simclr"
+    files = [p for p in run.rglob("*") if p.is_file() and p.parent.name != "pictures" and p.name != "log.txt"]
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns if "checkpoints" in p.parts else 0) for p in files}
+    assert len(before) >= 7
+    train("simclr", runs.data, run, size="tiny", set=SMALL)
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns if "checkpoints" in p.parts else 0) for p in files} == before
+    assert "step 20/20" in capsys.readouterr().out
+    assert not (run / "lock.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "texts"),
+    [
+        ({"seed": 3}, ["seed is 0", "asked for is 3"]),
+        ({"set": [*SMALL, "lr=0.5"]}, ["lr=0.001", "lr=0.5"]),
+        ({"method": "mae"}, ["'simclr'", "'mae'"]),
+        ({"steps": 30}, ["steps=20", "steps=30"]),
+    ],
+)
+def test_another_run_in_the_folder_is_refused(runs: Runs, changes: dict[str, Any], texts: list[str]) -> None:
+    run = runs.straight / "simclr"
+    before = (run / "config.json").read_bytes()
+    arguments = {"method": "simclr", "data": runs.data, "out": run, "size": "tiny", "set": SMALL, "quiet": True}
+    with pytest.raises(RunError, match="holds another run") as error:
+        train(**{**arguments, **changes})  # type: ignore[arg-type]
+    assert all(text in str(error.value) for text in texts), str(error.value)
+    assert "batch_size" not in str(error.value), "only what differs is named"
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_a_folder_that_is_no_run_is_not_touched(runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"dear")
+    for out in (tmp_path / "photos", tmp_path / "photos" / "a.jpg"):
+        with pytest.raises(RunError, match="is no run folder"):
+            train("simclr", runs.data, out, size="tiny", quiet=True)
+    assert [p.name for p in (tmp_path / "photos").iterdir()] == ["a.jpg"]
+    with pytest.raises(RunError, match="Cannot write"):
+        train("simclr", runs.data, tmp_path / "photos" / "a.jpg" / "run", size="tiny", quiet=True)
+    with pytest.raises(RunError, match="is no run folder"):
+        resume(tmp_path / "photos")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"size": "smal"}, "Did you mean 'small'"),
+        ({"set": ["batchsize=4"]}, "Did you mean 'batch_size'"),
+        ({"set": ["lr=fast"]}, "lr"),
+        ({"method": "simcrl"}, "Did you mean 'simclr'"),
+        ({"device": "cuda0"}, "Did you mean 'cuda'"),
+        ({"steps": -1}, "steps must be at least 0"),
+        ({"set": ["batch_size=4", "accumulate=5"]}, "at most batch_size"),
+        ({"set": ["backbone=resnet18-23"]}, "Did you mean"),
+        ({"set": ["batch_size=1"]}, "at least two pictures"),
+        ({"method": "dino", "set": ["teacher_temperature=0.2"]}, "must be below"),
+        ({"method": "mae", "set": ["stem=conv"]}, "linear stem"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(runs: Runs, tmp_path: Path, changes: dict[str, Any], text: str) -> None:
+    arguments = {"method": "simclr", "data": runs.data, "out": tmp_path / "run", "size": "tiny", "steps": 1, "quiet": True}
+    with pytest.raises(ConfigError, match=text):
+        train(**{**arguments, **changes})  # type: ignore[arg-type]
+    # The folder can be used by the command that mends it.
+    method = changes.get("method", "simclr")
+    run = train("simclr" if method == "simcrl" else method, runs.data, tmp_path / "run", size="tiny", steps=1, quiet=True)
+    assert newest(run)[1]["step"] == 1
+
+
+def test_needs_that_are_given_wrongly_are_named(runs: Runs, tmp_path: Path) -> None:
+    def job(need: str, method: str = "selfmask") -> None:
+        train(method, runs.data, tmp_path / "run", size="tiny", need=[need], quiet=True)
+
+    with pytest.raises(ConfigError, match="Did you mean 'features'"):
+        job(f"feature={runs.straight / 'dino'}")
+    with pytest.raises(ConfigError, match="names nothing"):
+        job("features")
+    with pytest.raises(RunError, match="is no run folder"):
+        job(f"features={tmp_path / 'nothing'}")
+    with pytest.raises(ConfigError, match="no needs"):
+        job(f"features={runs.straight / 'dino'}", method="simclr")
+    for method in ("selfmask", "tokencut"):
+        with pytest.raises(ConfigError, match="features"):
+            job(f"features={runs.straight / 'lost'}", method=method)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_needs_are_trained_on_demand_and_move_with_the_run(runs: Runs, tmp_path: Path) -> None:
+    data = runs.data
+    run = train("lost", data, tmp_path / "lost", size="tiny", quiet=True)
+    below = run / "needs" / "features"
+    assert newest(below)[1]["step"] == 20 and read_json(run / "config.json")["needs"] == {"features": "needs/features"}
+    moved = run.rename(tmp_path / "moved")
+    images = torch.rand(2, 3, 32, 32)
+    assert load_method(moved).segment(images).shape == (2, 32, 32)  # type: ignore[operator]
+    stamp = (moved / "needs/features/checkpoints/step-000020/manifest.json").stat().st_mtime_ns
+    train("lost", data, moved, size="tiny", quiet=True)
+    assert (moved / "needs/features/checkpoints/step-000020/manifest.json").stat().st_mtime_ns == stamp
+
+
+def test_no_steps_are_a_run_too(runs: Runs, tmp_path: Path) -> None:
+    run = train("mae", runs.data, tmp_path / "run", size="tiny", steps=0, quiet=True)
+    tensors, state = newest(run)
+    assert state["step"] == 0 and state["done"] and tensors["model"]
+    assert load_method(run).embed(torch.rand(2, 3, 32, 32)).shape == (2, 32)  # type: ignore[operator]
+    assert newest(resume(run, steps=2, quiet=True))[1]["step"] == 2
+    assert read_json(run / "config.json")["config"]["steps"] == 2
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_without_a_learning_rate_nothing_is_learned(runs: Runs, tmp_path: Path, name: str) -> None:
+    arguments: dict[str, Any] = {"size": "tiny", "need": runs.needs(name), "quiet": True}
+    ends = [
+        train(name, runs.data, tmp_path / str(n), steps=n, set=[*SMALL, "lr=0"], **arguments) for n in (0, 3)
+    ]
+    trained = [n for n, p in load_method(ends[0]).named_parameters() if "teacher" not in n and "average" not in n]
+    (first, _), (second, _) = newest(ends[0]), newest(ends[1])
+    assert trained and all(torch.equal(first["model"][n], second["model"][n]) for n in trained)
+
+
+class Blinded(ArraySource):
+    """Pictures with truth that must not be looked at."""
+
+    def __init__(self) -> None:
+        super().__init__(structured_noise(24), labels=["a", "b"] * 12, masks=np.ones((24, 32, 32), np.uint8))
+
+    def truth(self, i: int) -> Truth:
+        raise AssertionError("training looked at the truth")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_never_reads_the_truth(runs: Runs, tmp_path: Path, name: str) -> None:
+    steps = 2 if name in TRAINED else None
+    run = train(name, Blinded(), tmp_path / "run", "tiny", steps, need=runs.needs(name), quiet=True)
+    assert newest(run)[1]["done"]
+    with pytest.raises(RunError, match="same objects"):
+        resume(run)
+
+
+def test_the_plan_of_a_run_is_frozen(runs: Runs, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs.halves / "dino", run)
+    plan = {**read_json(run / "plan.json"), "precision": "bf16", "attention": "plain", "reason": "it was so"}
+    (run / "plan.json").write_text(json.dumps(plan))
+    resume(run, quiet=True)
+    assert read_json(run / "plan.json") == plan
+    assert "computed in bf16, plain attention: it was so" in (run / "log.txt").read_text()
+    assert differing(run, runs.straight / "dino"), "bf16 computes other numbers"
