@@ -37,7 +37,7 @@ def learn(
     minutes: Annotated[float | None, arg(metavar="MINUTES")] = None,
     size: Size = "small",
     seed: int = 0,
-    features: Annotated[str, arg(metavar="METHOD")] = "dino",
+    features: Annotated[str, arg(metavar="METHOD")] = "simclr",
     need: Need = (),
 ) -> None:
     """Learn features and objects from a folder of pictures, and write a report. The same command again goes on.

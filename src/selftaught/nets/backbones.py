@@ -27,6 +27,8 @@ BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {
     "resnet18": ("resnet", dict(width=64), "11 M parameters, the CIFAR tables' network, GPU"),
 }
 
+MARGIN = 4
+"""Patches by which pictures are mirrored outwards before a ResNet's features are read."""
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -80,8 +82,13 @@ class Backbone(nn.Module):
         if isinstance(self.net, ViT):
             return self.as_map(self.net(x, keys=True), images)
         if isinstance(self.net, ResNet):
-            maps = self.same_stride([m.float() for m in self.net(x)])
-            return torch.cat([nn.functional.normalize(m, dim=1) for m in maps], 1)
+            # Zero padding marks the rim of every picture, and a cut would find the rim: mirror the picture outwards, drop the margin.
+            margin = MARGIN if min(x.shape[2:]) > MARGIN * self.patch_px else 0
+            if margin:
+                x = nn.functional.pad(x, (margin * self.patch_px,) * 4, mode="reflect")
+            maps = [nn.functional.normalize(m, dim=1) for m in self.same_stride([m.float() for m in self.net(x)])]
+            h, w = maps[0].shape[2:]
+            return torch.cat(maps, 1)[:, :, margin : h - margin, margin : w - margin]
         return self.net(x)
 
     def same_stride(self, maps: list[Tensor]) -> list[Tensor]:

@@ -101,7 +101,7 @@ def graph_slices(batch: int, patches: int) -> Iterator[slice]:
 class CutMethod(Method):
     """A rule from patch features to one object per picture; subclasses give `cut`."""
 
-    needs: ClassVar[Mapping[str, str]] = {"features": "dino"}
+    needs: ClassVar[Mapping[str, str]] = {"features": "simclr"}
     capabilities: ClassVar[tuple[str, ...]] = ("segment",)
     config: CutConfig
 

@@ -36,8 +36,8 @@ from selftaught.segmentation.voting import pseudo_mask_file, spectral_candidates
 class SelfMaskConfig(TrainConfig):
     """Settings of SelfMask."""
 
-    tau: float = 0.2
-    """TokenCut's threshold on the cosine between patches, for its candidate mask."""
+    taus: tuple[float, ...] = (0.0, 0.2)
+    """TokenCut's thresholds on the cosine between centred patches, for its candidate masks."""
     queries: int = 8
     """Mask proposals per picture; the one with the highest score is the answer."""
     decoder_width: int = 64
@@ -62,6 +62,21 @@ def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
     """1 - (2 sum pt + 1) / (sum p + sum t + 1) over pixels: (B, Q, h, w) and (B, 1, h, w) in [0, 1] to (B, Q)."""
     p, t = probability.flatten(2), target.flatten(2)
     return 1 - (2 * (p * t).sum(-1) + 1) / (p.sum(-1) + t.sum(-1) + 1)
+
+
+def otsu(soft: Tensor, bins: int = 32) -> Tensor:
+    """Threshold (B, 1, 1, 1) per mask of (B, 1, h, w) in [0, 1] that parts its values best in two (Otsu, 1979).
+
+    Averages of noisy masks are too large at 0.5; where the two kinds of pixels part is found in the picture itself.
+    """
+    levels = (torch.arange(1, bins, device=soft.device) / bins).view(1, -1, 1)
+    values = soft.flatten(1)[:, None]
+    above = (values > levels).float()
+    share = above.mean(2)
+    inside = (values * above).mean(2) / share.clamp(min=1e-6)
+    outside = (values * (1 - above)).mean(2) / (1 - share).clamp(min=1e-6)
+    between = share * (1 - share) * (inside - outside).square()
+    return levels[0, between.argmax(1), 0].view(-1, 1, 1, 1)
 
 
 def ranking_loss(scores: Tensor, dice: Tensor) -> Tensor:
@@ -157,7 +172,7 @@ class SelfMask(Method):
 
     name = "selfmask"
     Config = SelfMaskConfig
-    needs = {"features": "dino"}
+    needs = {"features": "simclr"}
     capabilities = ("segment",)
     sizes = {
         "tiny": SelfMaskConfig(image_px=32, batch_size=16, steps=20, decoder_width=16, decoder_depth=1, queries=3),
@@ -195,9 +210,10 @@ class SelfMask(Method):
         """(B, 3, S, S) in [0, 1] to the voted (B, h, w) pseudo-masks of 0 and 1 on the patch grid."""
         features = self.given["features"]
         keys = features.features(images)
-        _, tokens = features.encoder()(images)
-        found = [spectral_candidates(maps) for maps in (keys, tokens.float())]
-        found.append(tokencut_masks(keys, self.config.tau).masks[:, None].float())
+        found = [spectral_candidates(keys)]
+        centred = keys - keys.mean((2, 3), keepdim=True)
+        for tau in self.config.taus:
+            found.append(tokencut_masks(centred, tau).masks[:, None].float())
         return vote(torch.cat(found, 1))[0]
 
     def players(self) -> dict[str, Player]:
@@ -227,7 +243,8 @@ class SelfMask(Method):
         target = batch["target"]
         weight = c.correct_weight * min(max((progress.frac - c.correct_from) / 0.2, 0.0), 1.0)
         if weight > 0:
-            target = (1 - weight) * target + weight * self.answer(self.average.module, batch["pictures"])[:, None]
+            own = self.answer(self.average.module, batch["pictures"])[:, None]
+            target = (1 - weight) * target + weight * (own > otsu(own)).float()
         target = crop_resize(target.expand(-1, 3, -1, -1), batch["boxes"], c.image_px // 2)
         target = hflip(target, batch["flips"])[:, :1]
         masks, scores = self.net(batch["images"])

@@ -28,7 +28,8 @@ def spectral_candidates(maps: Tensor, clusters: tuple[int, ...] = (2, 3, 4)) -> 
         (B, sum(clusters), h, w) masks of 0 and 1.
     """
     B, _, h, w = maps.shape
-    rows = unit_rows(maps)
+    # What all patches of a picture share says nothing about which belong together.
+    rows = unit_rows(maps - maps.mean((2, 3), keepdim=True))
     affinity = rows @ rows.transpose(1, 2)
     low, high = affinity.amin((1, 2), keepdim=True), affinity.amax((1, 2), keepdim=True)
     affinity = (affinity - low) / (high - low).clamp(min=1e-6)
