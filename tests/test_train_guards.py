@@ -48,15 +48,15 @@ def same(a: Path, b: Path) -> bool:
 
 def spoil(patch: pytest.MonkeyPatch, method: type[Method], steps: set[int], where: str) -> list[tuple[int, bool]]:
     """Put NaN into the loss or the pictures of some steps; returns (step, whether the whole state stayed) of each of them."""
-    loss, one_step = method.loss, Loop.one_step
+    loss, one_step, nan = method.loss, Loop.one_step, float("nan")
     kept: list[tuple[int, bool]] = []
 
     def spoiled(self: Any, batch: Any, player: str, progress: Any) -> Any:
         bad = progress.step in steps
         if bad and where == "pictures":
-            batch = tuple(x * float("nan") for x in batch)
+            batch = batch | {"views": batch["views"] * nan} if isinstance(batch, dict) else [x * nan for x in batch]
         total, parts = loss(self, batch, player, progress)
-        return (total * float("nan") if bad else total), parts
+        return (total * nan if bad else total), parts
 
     def watched(self: Loop) -> None:
         step, before = self.step, {k: v.clone() for k, v in self.method.state_dict().items()}

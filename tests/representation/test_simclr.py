@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from selftaught.core.errors import ConfigError
-from selftaught.representation.simclr import SimCLR, nt_xent
+from selftaught.method import Progress
+from selftaught.representation.simclr import SimCLR, nt_xent, turn
 
 TINY = SimCLR.sizes["tiny"]
 
@@ -107,16 +109,39 @@ def test_tiny_trains_and_embeds(train_steps: Callable[..., list[float]], picture
 
 def test_views_may_be_smaller_than_the_pictures(train_steps: Callable[..., list[float]], pictures: Tensor) -> None:
     method = SimCLR(replace(TINY, view_px=24))
-    views = method.prepare(pictures, torch.arange(8).numpy())
-    assert [tuple(v.shape) for v in views] == [(8, 3, 24, 24)] * 2
-    assert not torch.equal(*views)
+    views = method.prepare(pictures, np.arange(8))["views"]
+    assert views.shape == (16, 3, 24, 24) and not torch.equal(views[:8], views[8:])
     assert all(math.isfinite(x) for x in train_steps(method, 1))
     assert method.embed(pictures.float() / 255).shape == (8, method.backbone.width)
 
 
 def test_collapse_shows_in_the_meters(pictures: Tensor) -> None:
     method = SimCLR(TINY)
-    healthy = method.loss(method.prepare(pictures, torch.arange(8).numpy()), "encoder", None)[1]  # type: ignore[arg-type]
-    grey = torch.full_like(pictures, 127)
-    collapsed = method.loss((grey.float() / 255, grey.float() / 255), "encoder", None)[1]  # type: ignore[arg-type]
+    healthy = method.loss(method.prepare(pictures, np.arange(8)), "encoder", Progress(0, 1))[1]
+    collapsed = method.loss({"views": torch.full((16, 3, 32, 32), 0.5)}, "encoder", Progress(0, 1))[1]
     assert collapsed["std_z"] < 1e-4 < healthy["std_z"]
+
+
+def test_pictures_are_turned_by_quarters() -> None:
+    images = torch.arange(4 * 3 * 9.0).view(4, 3, 3, 3)
+    turned = turn(images, torch.tensor([0, 1, 2, 3]))
+    for i in range(4):
+        for y in range(3):
+            for x in range(3):
+                to_y, to_x = [(y, x), (2 - x, y), (2 - y, 2 - x), (x, 2 - y)][i]  # counter-clockwise
+                assert torch.equal(turned[i, :, to_y, to_x], images[i, :, y, x])
+    assert torch.equal(turn(turned, torch.tensor([0, 3, 2, 1])), images)
+
+
+def test_telling_the_turn_is_a_part_of_the_loss(train_steps: Callable[..., list[float]], pictures: Tensor) -> None:
+    torch.manual_seed(0)
+    method = SimCLR(replace(TINY, rotation=0.5))
+    batch = method.prepare(pictures, np.arange(8))
+    assert batch["turned"].shape == (8, 3, 32, 32) and set(batch["turns"].tolist()) <= {0, 1, 2, 3}
+    loss, parts = method.loss(batch, "encoder", Progress(0, 1))
+    assert float(loss.detach()) == pytest.approx(parts["contrast"] + 0.5 * parts["turning"], rel=1e-6)
+    assert 0 <= parts["turns_right"] <= 1
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert method.turn_head is not None and all(p.grad is not None for p in method.turn_head.parameters())
+    assert "turns" not in SimCLR(TINY).prepare(pictures, np.arange(8))
+    assert all(math.isfinite(x) for x in train_steps(method, 2))

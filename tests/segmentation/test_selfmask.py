@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from selftaught.core.errors import ConfigError
 from selftaught.method import Progress
-from selftaught.segmentation import voting
-from selftaught.segmentation.selfmask import SelfMask, dice_loss, ranking_loss
-from selftaught.segmentation.voting import kmeans, pseudo_mask_file, spectral_candidates, vote
+from selftaught.segmentation.selfmask import SelfMask, dice_loss, otsu, ranking_loss
+from selftaught.segmentation.voting import centred, kmeans, pseudo_mask_file, spectral_candidates, vote
 
 TINY: Any = SelfMask.sizes["tiny"]
 
@@ -276,20 +275,19 @@ def test_needs_that_do_not_fit_are_named() -> None:
         tiny().prepare(Pictures(4).batch(range(4)), np.arange(4))
 
 
-def test_targets_are_cropped_like_pictures(tmp_path: Path) -> None:
+def test_targets_are_cropped_like_pictures() -> None:
     method, images = tiny(jitter=0.0), Pictures(16)
     # Pseudo-masks at full size that are the truth: cropped brightness and cropped target must agree.
     method.pseudo = images.truth.astype(np.uint8) * 255
     torch.manual_seed(0)
     batch = method.prepare(images.batch(range(16)), np.arange(16))
-    target = batch["target"]
-    target = voting_crop(method, batch, target)
+    target = target_seen(method, batch)
     bright = nn.functional.avg_pool2d((batch["images"].mean(1, keepdim=True) > 0.5).float(), 2)
     assert float(((target > 0.5) == (bright > 0.5)).float().mean()) > 0.95
 
 
-def voting_crop(method: SelfMask, batch: dict[str, Tensor], target: Tensor) -> Tensor:
-    """The target as the loss sees it, read off the loss with a network whose masks are recorded."""
+def target_seen(method: SelfMask, batch: dict[str, Tensor]) -> Tensor:
+    """The target that the loss gives to Dice."""
     seen: list[Tensor] = []
 
     def record(probability: Tensor, target: Tensor) -> Tensor:
@@ -344,5 +342,37 @@ def test_without_learning_it_does_not(tmp_path: Path) -> None:
     assert learned < pseudo, (pseudo, learned)
 
 
-def test_the_rooms_vote_uses_three_counts() -> None:
-    assert voting.spectral_candidates(torch.randn(1, 4, 5, 5, generator=generator(0))).shape[1] == 2 + 3 + 4
+@pytest.mark.parametrize("side", [4, 5, 8])
+def test_a_blank_picture_does_not_stop_the_others(side: int) -> None:
+    maps = torch.randn(3, 4, side, side, generator=generator(0))
+    maps[1] = 2.0
+    assert torch.isfinite(spectral_candidates(maps)).all()
+    assert torch.equal(spectral_candidates(maps)[[0, 2]], spectral_candidates(maps[[0, 2]]))
+    assert (centred(maps)[0].mean((1, 2)).abs() < 1e-6).all() and (centred(maps)[1] != 0).all()
+    blank = torch.stack([torch.zeros(3, 32, 32), torch.ones(3, 32, 32)])
+    assert tiny().pseudo_masks(blank).shape == (2, 8, 8)
+
+
+def slow_otsu(values: list[float], bins: int) -> float:
+    """The first of the thresholds 1/bins, 2/bins, ... with the largest variance between the two parts."""
+    best, found = -1.0, 0.0
+    for i in range(1, bins):
+        above, below = [v for v in values if v > i / bins], [v for v in values if v <= i / bins]
+        between = 0.0
+        if above and below:
+            between = len(above) * len(below) / len(values) ** 2 * (np.mean(above) - np.mean(below)) ** 2
+        if between > best + 1e-9:
+            best, found = between, i / bins
+    return found
+
+
+def test_otsu_is_the_slow_one() -> None:
+    soft = torch.rand(6, 1, 7, 5, generator=generator(0), dtype=torch.float64)
+    soft[1:] = soft[1:] ** 3
+    soft[2, :, 2:4, 2:4] = 0.9
+    found = otsu(soft)
+    assert found.shape == (6, 1, 1, 1)
+    assert found.flatten().tolist() == pytest.approx([slow_otsu(x.flatten().tolist(), 32) for x in soft])
+    two = torch.where(torch.arange(16).view(1, 1, 4, 4) < 5, 0.6, 0.3)
+    assert 0.3 < float(otsu(two)) < 0.6
+    assert 0 < float(otsu(torch.full((1, 1, 4, 4), 0.5))) < 1, "a flat mask has some threshold as well"

@@ -29,7 +29,7 @@ from selftaught.measure.score import Score
 from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, TrainConfig
 from selftaught.segmentation.cut import overlay
 from selftaught.segmentation.tokencut import TokenCut, tokencut_masks
-from selftaught.segmentation.voting import pseudo_mask_file, spectral_candidates, vote
+from selftaught.segmentation.voting import centred, pseudo_mask_file, spectral_candidates, vote
 
 
 @dataclass(frozen=True)
@@ -211,9 +211,8 @@ class SelfMask(Method):
         features = self.given["features"]
         keys = features.features(images)
         found = [spectral_candidates(keys)]
-        centred = keys - keys.mean((2, 3), keepdim=True)
         for tau in self.config.taus:
-            found.append(tokencut_masks(centred, tau).masks[:, None].float())
+            found.append(tokencut_masks(centred(keys), tau).masks[:, None].float())
         return vote(torch.cat(found, 1))[0]
 
     def players(self) -> dict[str, Player]:

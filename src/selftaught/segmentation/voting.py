@@ -14,6 +14,15 @@ from selftaught.core.atomic import replacing
 from selftaught.segmentation.cut import unit_rows
 
 
+def centred(maps: Tensor) -> Tensor:
+    """(B, D, h, w) patch features without what all patches of a picture share: it says nothing about which belong together.
+
+    Patches of which nothing is left (all of them, in a blank picture) get one direction in common, since a cut needs some.
+    """
+    rest = maps - maps.mean((2, 3), keepdim=True)
+    return torch.where((rest == 0).all(1, keepdim=True), torch.full_like(rest, 1e-6), rest)
+
+
 @torch.no_grad()
 def spectral_candidates(maps: Tensor, clusters: tuple[int, ...] = (2, 3, 4)) -> Tensor:
     """Cluster the patches of each picture into 2, 3 and 4 groups; every group is a candidate.
@@ -28,8 +37,7 @@ def spectral_candidates(maps: Tensor, clusters: tuple[int, ...] = (2, 3, 4)) -> 
         (B, sum(clusters), h, w) masks of 0 and 1.
     """
     B, _, h, w = maps.shape
-    # What all patches of a picture share says nothing about which belong together.
-    rows = unit_rows(maps - maps.mean((2, 3), keepdim=True))
+    rows = unit_rows(centred(maps))
     affinity = rows @ rows.transpose(1, 2)
     low, high = affinity.amin((1, 2), keepdim=True), affinity.amax((1, 2), keepdim=True)
     affinity = (affinity - low) / (high - low).clamp(min=1e-6)
