@@ -17,10 +17,12 @@ from PIL import Image
 from selftaught import apply
 from selftaught.core.config import read_json
 from selftaught.core.errors import ConfigError, DataError, RunError
+from selftaught.data.sources import open_data
 from selftaught.evaluate import evaluate
 from selftaught.learn import learn
 from selftaught.loading import Learned, load
 from selftaught.measure import mask_scores
+from selftaught.report.exports import read_embeddings
 
 JOB = sys.modules["selftaught.learn"]  # the package's attribute of that name is the function
 SAMPLE = "sample:things:64"
@@ -91,9 +93,6 @@ def test_a_report_scores_and_exports_are_written(run: Path) -> None:
 
 
 def test_exported_embeddings_are_those_of_the_api(run: Path, learned: Learned) -> None:
-    from selftaught.data.sources import open_data
-    from selftaught.report.exports import read_embeddings
-
     names, vectors = read_embeddings(run / "export" / "embeddings.npz")
     source = open_data(SAMPLE)
     assert len(names) == len(source) == 128
@@ -156,6 +155,7 @@ def test_pictures_without_truth_give_a_report_and_no_scores(photos: Path, tmp_pa
     run = learn(photos, tmp_path / "run", size="tiny", quiet=True)
     written = read_json(run / "scores.json")
     assert set(written["scores"]) <= {"rank_me"} and any("no masks" in note for note in written["notes"])
+    assert sum("torn: truncated" in note for note in written["notes"]) == 1
     assert (run / "report.html").stat().st_size < 5_000_000
     assert "torn" in (run / "report.html").read_text(encoding="utf-8"), "what could not be read is named"
     assert len(list((run / "export" / "masks").glob("*.png"))) == 30
@@ -178,9 +178,11 @@ def test_arrays_can_be_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert load(run).embed(images[:2]).shape[0] == 2
 
 
-def test_too_many_broken_pictures_stop_before_learning(photos: Path, tmp_path: Path) -> None:
-    for i in range(0, 30, 2):
-        (photos / f"{i:02d}.png").write_bytes(b"no picture")
+@pytest.mark.parametrize("which", ["half of all", "all of the test part"])
+def test_too_many_broken_pictures_stop_before_learning(which: str, photos: Path, tmp_path: Path) -> None:
+    keys = [f"{i:02d}" for i in range(0, 30, 2)] if which == "half of all" else open_data(photos, "test").keys
+    for key in keys:
+        (photos / f"{key}.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="cannot be read") as error:
         learn(photos, tmp_path / "run", size="tiny", quiet=True)
     assert error.value.exit_code == 3

@@ -65,7 +65,7 @@ def section(name: str, results: dict[str, dict[str, Any]]) -> str:
     if not result or not result["rows"]:
         return NOTHING
     cost = [str(result["machine"])] if result.get("machine") else []
-    if result.get("seconds"):
+    if isinstance(result.get("seconds"), (int, float)):
         cost.append(f"{float(result['seconds']):.0f} s in all")
     versions = ", ".join(f"{key} {value}" for key, value in (result.get("versions") or {}).items())
     note = "; ".join([*cost, versions] if versions else cost)

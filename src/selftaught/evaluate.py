@@ -45,7 +45,7 @@ def evaluate(
         opened = open_for(saved["data"] if data is None else data, method.config.image_px, limit, saved["seed"])
         with torch.no_grad():
             scores |= method.evaluate(opened)
-        notes += opened.notes
+        notes += [note for note in opened.notes if note not in notes]
     if data is None:
         data = saved["data"]
     named = str(data) if isinstance(data, (str, os.PathLike)) else f"<{type(data).__name__} given from Python>"
@@ -62,6 +62,11 @@ def evaluate(
 
 
 def open_for(data: Any, image_px: int, limit: int | None, seed: int) -> EvalData:
-    """Open the bank and the test part of some data for evaluation."""
-    bank = open_eval(data, "train", image_px, limit) if open_data(data, "train").has_labels else None
-    return EvalData(bank, open_eval(data, "test", image_px, limit), seed, made=isinstance(data, str) and data.startswith("sample:"))
+    """Open the bank and the test part of some data for evaluation; broken pictures are left out and noted."""
+    labelled = open_data(data, "train").has_labels
+    # A test part may be so small that one broken picture is a large share of it.
+    bank = open_eval(data, "train", image_px, limit, max_bad_frac=1.0) if labelled else None
+    test = open_eval(data, "test", image_px, limit, max_bad_frac=1.0)
+    bad = test.images.bad
+    notes = [f"{len(bad)} test pictures cannot be read, e.g. {bad[0][0]}: {bad[0][1]}"] if bad else []
+    return EvalData(bank, test, seed, isinstance(data, str) and data.startswith("sample:"), notes)

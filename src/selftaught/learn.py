@@ -37,7 +37,7 @@ from selftaught.registry import load_class
 from selftaught.train import base_config, describe_data, is_path, parse_needs, train
 
 SCHEMA = 1
-SHARES = {"features": 0.6, "masks": 0.3}
+SHARES = {"features": 0.45, "masks": 0.35}
 """How `minutes` is divided; the rest is for reading, voting, scoring and the report."""
 @dataclass(frozen=True)
 class Stage:
@@ -105,7 +105,7 @@ def timed(seconds: dict[str, float], stage: str, work: Any) -> Any:
 
 
 def read_pictures(data: Any, config: TrainConfig, quiet: bool) -> ImageSet:
-    """Decode the training pictures once, at the size that they are learned at."""
+    """Decode all pictures once, at the size that they are learned at, and return those for training."""
     told = time.monotonic()
 
     def report(done: int, total: int) -> None:
@@ -115,6 +115,8 @@ def read_pictures(data: Any, config: TrainConfig, quiet: bool) -> ImageSet:
             print(f"reading pictures: {done} of {total}", file=sys.stderr)
 
     images = build_cache(open_data(data, "train"), config.image_px, report=report)
+    # Read now, so that a test part of which nothing can be read is refused before the training and not after it.
+    build_cache(open_data(data, "test"), config.image_px, max_bad_frac=1.0, report=report)
     if not quiet:
         print(f"{len(images)} pictures, learned at {images.image_px} px; {len(images.bad)} could not be read")
     return images

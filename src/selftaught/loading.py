@@ -14,6 +14,7 @@ from torch import Tensor
 from selftaught.core import checkpoint
 from selftaught.core.config import from_json, read_json
 from selftaught.core.errors import DataError, RunError
+from selftaught.core.tune import fast_memory
 from selftaught.measure.mask_scores import segment_all
 from selftaught.method import Method
 from selftaught.registry import load_class
@@ -35,7 +36,7 @@ def load_method(run: str | os.PathLike[str]) -> Method:
         method.load_state_dict(tensors.get("model", {}))
     except RuntimeError as error:
         raise RunError(f"The weights in {folder} do not fit its config.", why=str(error)) from error
-    return method.eval().requires_grad_(False)
+    return fast_memory(method.eval().requires_grad_(False))
 
 
 def open_needs(run: Path, needs: Mapping[str, str]) -> dict[str, Method]:

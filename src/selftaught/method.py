@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selftaught.core.tune import fast_memory
+
 if TYPE_CHECKING:
     from selftaught.data.cache import ImageSet
     from selftaught.data.evalset import EvalSet
@@ -177,7 +179,8 @@ class Method(nn.Module):
         """A fresh copy with random weights and the same needs: the baseline that learning must beat."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return type(self)(self.config, self.given).eval()
+            fresh = type(self)(self.config, self.given).eval()
+        return fast_memory(fresh)
 
 
 class EMA(nn.Module):

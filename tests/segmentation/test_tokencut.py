@@ -216,7 +216,7 @@ def test_the_method_with_the_bilateral_solver() -> None:
 def test_the_method_has_nothing_to_train_and_saves_nothing_of_its_features() -> None:
     method, _ = made()
     assert method.players() == {} and method.state_dict() == {} and list(method.parameters()) == []
-    assert TokenCut.needs == {"features": "dino"} and TokenCut.capabilities == ("segment",)
+    assert TokenCut.needs == {"features": "simclr"} and TokenCut.capabilities == ("segment",)
     for config in TokenCut.sizes.values():
         assert from_json(TokenCutConfig, to_json(config)) == config and config.steps == 0
 

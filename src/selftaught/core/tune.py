@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from selftaught.nets.vit import Attention
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,13 @@ class Plan:
 def has_convolutions(module: nn.Module) -> bool:
     """Whether the memory format can matter."""
     return any(isinstance(m, nn.Conv2d) for m in module.modules())
+
+
+def fast_memory(module: M) -> M:
+    """Keep channels last in a network that is only read: several times faster on CPUs, the same numbers up to rounding."""
+    if has_convolutions(module):
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 def candidates(module: nn.Module) -> list[Plan]:

@@ -27,7 +27,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {
     "resnet18": ("resnet", dict(width=64), "11 M parameters, the CIFAR tables' network, GPU"),
 }
 
-MARGIN = 4
+MARGIN = 2
 """Patches by which pictures are mirrored outwards before a ResNet's features are read."""
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

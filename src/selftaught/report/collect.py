@@ -46,7 +46,7 @@ def collect(
     run: Path, learned: Learned, data: Any, images: ImageSet, seconds: Mapping[str, float], peak_memory_gb: float
 ) -> ReportContent:
     """Everything that the report of a run of `selftaught learn` shows; pictures are those held out from training."""
-    test = open_eval(data, "test", images.image_px, MAP_POINTS)
+    test = open_eval(data, "test", images.image_px, MAP_POINTS, max_bad_frac=1.0)
     pictures = [test.images.images[i].transpose(1, 2, 0) for i in range(len(test))]
     embedding = learned.embed(pictures)
     points, kept = project_2d(embedding)
@@ -162,7 +162,7 @@ def summary(images: ImageSet, test: EvalSet) -> DataSummary:
         )
         or "none",
     }
-    return DataSummary(counts, [*images.bad, *test.bad_truths])
+    return DataSummary(counts, [*images.bad, *test.images.bad, *test.bad_truths])
 
 
 def machine() -> str:

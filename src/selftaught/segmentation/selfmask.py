@@ -130,9 +130,9 @@ class MaskNet(nn.Module):
     (B, 3, S, S) in [0, 1] to per layer: mask logits (B, Q, S/2, S/2) and scores (B, Q).
     """
 
-    def __init__(self, encoder: nn.Module, width: int, queries: int, depth: int):
+    def __init__(self, encoder: nn.Module, width: int, queries: int, depth: int, frozen: bool):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.frozen = encoder, frozen
         self.shallow_half, self.shallow_quarter = conv(3, 24, 2), conv(24, 48, 2)
         self.enter = nn.Conv2d(int(encoder.token_width), width, 1)  # type: ignore[arg-type]
         self.merge_quarter, self.merge_half = conv(width + 48, width), conv(width + 24, width)
@@ -144,7 +144,10 @@ class MaskNet(nn.Module):
         self.score_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        _, tokens = self.encoder(images)
+        if self.frozen:  # batch statistics must not move either, and no gradient is computed for it
+            self.encoder.eval()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            _, tokens = self.encoder(images)
         # The bf16 backward of a convolution with three input channels is many times slower than fp32 on CPUs.
         with torch.autocast(images.device.type, enabled=False):
             half = self.shallow_half(images.float() - 0.5)
@@ -196,7 +199,9 @@ class SelfMask(Method):
                 do=f"--set image_px={features.image_px}",
             )
         encoder = copy.deepcopy(features.encoder()).train().requires_grad_(config.encoder_lr_frac > 0)
-        self.net = MaskNet(encoder, config.decoder_width, config.queries, config.decoder_depth)
+        self.net = MaskNet(
+            encoder, config.decoder_width, config.queries, config.decoder_depth, config.encoder_lr_frac == 0
+        )
         self.average = EMA(self.net)
         self.image_px = config.image_px
         self.pseudo: np.ndarray[Any, Any] | None = None
