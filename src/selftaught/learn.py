@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from selftaught import apply
 from selftaught.core.config import read_json, to_json, write_json
 from selftaught.core.errors import ConfigError, RunError
 from selftaught.core.guards import RunLock
@@ -34,6 +35,8 @@ from selftaught.evaluate import evaluate
 from selftaught.loading import load
 from selftaught.method import Method, Progress, TrainConfig
 from selftaught.registry import load_class
+from selftaught.report.collect import collect
+from selftaught.report.html import write_report
 from selftaught.train import base_config, describe_data, is_path, parse_needs, train
 
 SCHEMA = 1
@@ -90,7 +93,8 @@ def learn(
         needs = (f"features={feature_run}",)
         timed(seconds, "masks", lambda: run_stage(stages["masks"], data, out / "masks", size, seed, needs, quiet))
         timed(seconds, "scoring", lambda: evaluate(out, data))
-        report = timed(seconds, "export and report", lambda: finish(out, data, images, seconds, quiet))
+        timed(seconds, "exporting", lambda: apply.export(out, (), out / "export", data=data, quiet=quiet))
+        report = finish(out, data, images, seconds)
     if not quiet:
         print(f"look at {report}")
     return out
@@ -196,13 +200,8 @@ def run_stage(stage: Stage, data: Any, run: Path, size: str, seed: int, need: tu
     return train(stage.method, data, run, size=size, seed=seed, set=settings, need=need, quiet=quiet)
 
 
-def finish(out: Path, data: Any, images: ImageSet, seconds: dict[str, float], quiet: bool) -> Path:
-    """Write exports and the report."""
-    from selftaught import apply
-    from selftaught.report.collect import collect
-    from selftaught.report.html import write_report
-
-    apply.export(out, (), out / "export", data=data, quiet=quiet)
+def finish(out: Path, data: Any, images: ImageSet, seconds: dict[str, float]) -> Path:
+    """Write the report."""
     keep_seconds(out, seconds)
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     return write_report(out, collect(out, load(out), data, images, read_json(out / "seconds.json"), peak_gb))

@@ -119,8 +119,6 @@ def train(
     config = override(base_config(method, size, data), set)
     if steps is not None:
         config = replace(config, steps=steps)
-    if config.steps < 0 or not 1 <= config.accumulate <= config.batch_size:
-        raise ConfigError("steps must be at least 0, accumulate at least 1 and at most batch_size.")
     out = Path(out)
     given = parse_needs(need, cls.needs)
     needs = {name: relative_to_run(given[name], out) if name in given else f"needs/{name}" for name in cls.needs}
@@ -161,6 +159,8 @@ def resume(run: str | os.PathLike[str], steps: int | None = None, quiet: bool = 
 
 def run_job(job: Job, quiet: bool) -> Path:
     """Make sure that everything a job needs is there, then train."""
+    if job.config.steps < 0 or not 1 <= job.config.accumulate <= job.config.batch_size:
+        raise ConfigError("steps must be at least 0, accumulate at least 1 and at most batch_size.")
     rank, world = launch.start()
     images = build_cache(open_data(job.data, "train"), job.config.image_px)
     train_needs(job, quiet)
@@ -187,10 +187,7 @@ def train_needs(job: Job, quiet: bool) -> None:
     cls = load_class(job.method)
     for name, default in cls.needs.items():
         if job.needs[name] == f"needs/{name}":
-            settings = [f"image_px={job.config.image_px}"] if job.size != "paper" else []
-            train(
-                default, job.data, job.out / "needs" / name, job.size, None, job.seed, settings, (), job.device, quiet
-            )
+            train(default, job.data, job.out / "needs" / name, job.size, None, job.seed, (), (), job.device, quiet)
 
 
 class Loop:

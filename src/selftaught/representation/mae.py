@@ -123,7 +123,7 @@ class MAE(EncoderMethod):
         ),
         "small": MAEConfig(image_px=96, backbone="vit-192x4", patch_px=8, pool="mean", batch_size=128, steps=2000, lr=1.5e-3),
         "paper": MAEConfig(
-            image_px=224, backbone="vit-768x12", patch_px=16, batch_size=4096, accumulate=64, steps=250_000, lr=2.4e-3,
+            image_px=224, backbone="vit-768x12", patch_px=16, pool="mean", batch_size=4096, accumulate=64, steps=250_000, lr=2.4e-3,
             warmup_frac=0.05, decoder_width=512, decoder_depth=8, decoder_heads=16, crop_min=0.2,
         ),
     }  # fmt: skip
