@@ -55,7 +55,7 @@ def collect(
     scores = read_json(run / "scores.json")
     labels = test.labels()
     return ReportContent(
-        title=f"What was learned from {len(images)} pictures of {images.name}",
+        title=f"What was learned from {len(images)} pictures of {images.name.partition(':')[0]}",
         learned=in_words(len(images), scores["scores"], bool(test.has_masks), labels is not None),
         objects=objects,
         neighbours=nearest(embedding, pictures),

@@ -288,7 +288,10 @@ class SelfMask(Method):
         size = images.shape[-2:]
         if tuple(size) != (self.image_px, self.image_px):
             images = nn.functional.interpolate(images, (self.image_px, self.image_px), mode="bilinear", antialias=True)
-        mask = self.answer(self.average.module, images.clamp(0, 1))
+        mask = self.answer(self.average.module, images.clamp(0, 1))[:, None]
+        # Where the picture's own values part becomes 0.5, if that is higher: what noisy teachers agree on is too large at 0.5.
+        part = otsu(mask).clamp(min=0.5)
+        mask = (mask.logit(1e-6) - part.logit()).sigmoid()[:, 0]
         return resize(mask[:, None], size)[:, 0] if tuple(size) != mask.shape[-2:] else mask
 
     def evaluate(self, data: EvalData) -> dict[str, Score]:
