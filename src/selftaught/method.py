@@ -158,6 +158,9 @@ class Method(nn.Module):
     def after_step(self, progress: Progress) -> None:
         """Move what gradients do not: averages, queues, centres."""
 
+    def settle(self, images: ImageSet) -> None:
+        """Fix, once the last step is done, what needs the finished network, e.g. statistics of its answers; must be repeatable."""
+
     def evaluate(self, data: EvalData) -> dict[str, Score]:
         """Measure on held-out pictures, with the baselines beside."""
         return {}

@@ -210,6 +210,7 @@ class Loop:
         self.log_every = max(1, self.total // 200)
         self.saved_at = time.monotonic()
         self.verdict, self.reason = "starting", ""
+        self.settled = False
 
     def run(self) -> None:
         """Train to the end, or to a polite stop."""
@@ -365,6 +366,7 @@ class Loop:
         state = {
             "step": self.step, "optimizers": optimizers, "collapse": self.collapse.to_json(), "skips": self.skips,
             "verdict": self.verdict, "reason": self.reason, "config": digest(self.job.config), "done": self.step >= self.total,
+            "settled": self.settled,
         }  # fmt: skip
         if self.rank == 0:
             checkpoint.save(self.checkpoints, self.step, {k: v for k, v in tensors.items() if v}, state)
@@ -379,11 +381,13 @@ class Loop:
         self.step, self.skips = state["step"], state["skips"]
         self.verdict, self.reason = state["verdict"], state["reason"]
         self.collapse.restore(state["collapse"])
+        self.settled = state.get("settled", False) and self.step >= self.total
 
     def finish(self) -> None:
-        """Save the end, and draw the pictures a person should look at."""
-        done = checkpoint.latest(self.checkpoints)
-        if done is None or int(done.name.removesuffix(".old").split("-")[1]) != self.step:
+        """Settle and save the end, and draw the pictures a person should look at."""
+        if not self.settled:
+            self.method.eval().settle(self.images)
+            self.settled = True
             self.save()
         if self.rank == 0:
             draw_pictures(load_method(self.job.out), self.images, self.job.out)

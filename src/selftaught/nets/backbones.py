@@ -22,6 +22,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {
     "vit-768x12": ("vit", dict(width=768, depth=12, heads=12), "ViT-B, 86 M parameters, GPU"),
     "resnet-tiny-test": ("resnet", dict(width=8, blocks=(1, 1, 1)), "for tests: learns nothing worth having"),
     "resnet10-32": ("resnet", dict(width=32, blocks=(1, 1, 1, 1)), "1.2 M parameters, CPU minutes"),
+    "resnet11-32": ("resnet", dict(width=32, blocks=(1, 2, 2), stem_stride=2), "0.7 M parameters, CPU minutes, fast"),
     "resnet18-16": ("resnet", dict(width=16), "0.7 M parameters, CPU minutes"),
     "resnet18-32": ("resnet", dict(width=32), "2.8 M parameters, CPU minutes"),
     "resnet18": ("resnet", dict(width=64), "11 M parameters, the CIFAR tables' network, GPU"),
@@ -46,7 +47,8 @@ class Backbone(nn.Module):
     std: Tensor
 
     pool = "cls"
-    """What a ViT's pooled vector is: cls (the class token) or mean (of the patch tokens)."""
+    """What the pooled vector is, of a ViT: cls (the class token) or mean (of the patch tokens); of a ResNet, whose last map is
+    pooled: mean, or power (see `power_mean`)."""
 
     def __init__(self, net: nn.Module, width: int, token_width: int, patch_px: int, image_px: int):
         super().__init__()
@@ -66,15 +68,19 @@ class Backbone(nn.Module):
             return (out[:, 1:].mean(1) if self.pool == "mean" else out[:, 0]), self.as_map(out[:, 1:], images)
         if isinstance(self.net, ResNet):
             maps = self.net(x)
-            return maps[-1].mean((2, 3)), torch.cat(self.same_stride(maps), 1)
+            return self.pool_map(maps[-1]), torch.cat(self.same_stride(maps), 1)
         tokens = self.net(x)
         return tokens.mean((2, 3)), tokens
 
     def pooled(self, images: Tensor) -> Tensor:
         """Only the (B, D) pooled vectors, for trainings that need no more."""
         if isinstance(self.net, ResNet):
-            return self.net(self.normalise(images))[-1].mean((2, 3))
+            return self.pool_map(self.net(self.normalise(images))[-1])
         return self(images)[0]
+
+    def pool_map(self, x: Tensor) -> Tensor:
+        """(B, D, h, w) to (B, D)."""
+        return power_mean(x) if self.pool == "power" else x.mean((2, 3))
 
     def keys(self, images: Tensor) -> Tensor:
         """Return (B, E, h, w) patch features for segmentation."""
@@ -103,6 +109,14 @@ class Backbone(nn.Module):
         """Reshape (B, N, D) tokens of `images` to (B, D, h, w)."""
         h = images.shape[2] // self.patch_px
         return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], h, -1)
+
+
+def power_mean(x: Tensor, power: float = 3.0) -> Tensor:
+    """Generalised mean over places (GeM, Radenovic et al., TPAMI 2019, eq. 3): (mean x^p)^(1/p), (B, D, h, w) >= 0 to (B, D).
+
+    Large values count more than in a mean, so that a small object is not drowned by what surrounds it.
+    """
+    return x.float().clamp(min=1e-4).pow(power).mean((2, 3)).pow(1 / power)
 
 
 class TimmMaps(nn.Module):
@@ -140,7 +154,7 @@ def build_backbone(name: str, image_px: int, patch_px: int, stem: str = "linear"
         vit = ViT(image_px=image_px, patch_px=patch_px, stem=stem, **sizes)
         return Backbone(vit, vit.width, vit.width, patch_px, image_px)
     # Small pictures keep their resolution in the stem; large ones lose it there, where it costs most.
-    resnet = ResNet(stem_stride=1 if image_px <= 48 else 2, **sizes)
+    resnet = ResNet(**{"stem_stride": 1 if image_px <= 48 else 2, **sizes})
     if patch_px not in resnet.strides:
         raise ConfigError(f"{name} has no map of stride {patch_px}.", expected=f"patch_px one of {resnet.strides}")
     token_width = sum(w for w, stride in zip(resnet.widths, resnet.strides, strict=True) if stride >= patch_px)

@@ -1,9 +1,12 @@
-"""SelfMask: vote for the best of many noisy cuts of each picture, then train one small network on the winners.
+"""SelfMask: a noisy pseudo-mask of each picture from its features, then one small network trained on all of them.
 
 Paper: Shin, Albanie, Xie, "Unsupervised Salient Object Detection with Spectral Cluster Voting", CVPRW 2022.
-Stage 1: k-way spectral clusters for k = 2, 3, 4 on several feature maps (plus TokenCut's mask here) are candidates; those that span the
-whole height or width are dropped; the one that overlaps most with the others wins. Stage 2: queries attend to the tokens of an
-encoder, each gives a mask and a score; all learn the pseudo-mask (Dice), the scores learn to rank (eq. 5).
+Stage 1 (`teacher=vote`): k-way spectral clusters for k = 2, 3, 4 on several feature maps (plus TokenCut's mask here) are
+candidates; those that span the whole height or width are dropped; the one that overlaps most with the others wins. Stage 2:
+queries attend to the tokens of an encoder, each gives a mask and a score; all learn the pseudo-mask (Dice), the scores learn to
+rank (eq. 5).
+Size `small` takes another teacher (`teacher=border`): what stands out from the picture's rim in learned features and in
+colour (`border.py`); small backbones trained for minutes make graphs that are too noisy to cut.
 Differs: one self-trained backbone read at two depths instead of three pretrained ones; shallow convolutions on the pixels sharpen the
 mask; in the later part of the training the moving average of the network itself corrects the pseudo-masks (as FOUND, CVPR 2023, does
 with its own binarised masks). The official ranking loss reads as if it had the sign reversed; here a better mask means a higher score.
@@ -16,7 +19,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +29,8 @@ from selftaught.core.errors import ConfigError
 from selftaught.data.augment import color_jitter, crop_resize, hflip, random_resized_crop_params
 from selftaught.measure.mask_scores import segmentation_scores
 from selftaught.measure.score import Score
-from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, TrainConfig
+from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, Segments, TrainConfig
+from selftaught.segmentation.border import border_contrast
 from selftaught.segmentation.cut import overlay
 from selftaught.segmentation.tokencut import TokenCut, tokencut_masks
 from selftaught.segmentation.voting import centred, pseudo_mask_file, spectral_candidates, vote
@@ -36,6 +40,8 @@ from selftaught.segmentation.voting import centred, pseudo_mask_file, spectral_c
 class SelfMaskConfig(TrainConfig):
     """Settings of SelfMask."""
 
+    teacher: Literal["vote", "border"] = "vote"
+    """Where pseudo-masks come from: the vote over spectral clusters and TokenCut, or contrast to the picture's rim."""
     taus: tuple[float, ...] = (0.0, 0.2)
     """TokenCut's thresholds on the cosine between centred patches, for its candidate masks."""
     queries: int = 8
@@ -170,8 +176,35 @@ def resize(x: Tensor, size: Any) -> Tensor:
     return nn.functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+@torch.no_grad()
+def teach(config: SelfMaskConfig, features: Any, images: Tensor) -> Tensor:
+    """Pseudo-masks (B, h, w) of 0 and 1 from the learned features of (B, 3, S, S) pictures in [0, 1]."""
+    keys = features.features(images)
+    if config.teacher == "border":
+        soft = border_contrast(keys, images)[:, None]
+        soft = nn.functional.interpolate(soft, scale_factor=0.5, mode="area")
+        return (soft > otsu(soft)).float()[:, 0]
+    found = [spectral_candidates(keys)]
+    for tau in config.taus:
+        found.append(tokencut_masks(centred(keys), tau).masks[:, None].float())
+    return vote(torch.cat(found, 1))[0]
+
+
+class Teacher:
+    """The pseudo-masks as answers, for comparison."""
+
+    def __init__(self, config: SelfMaskConfig, features: Any):
+        self.config, self.features = config, features
+
+    def segment(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to (B, H, W) of 0 and 1."""
+        side = (self.features.image_px,) * 2
+        square = nn.functional.interpolate(images, side, mode="bilinear", antialias=True).clamp(0, 1)
+        return nn.functional.interpolate(teach(self.config, self.features, square)[:, None], images.shape[-2:])[:, 0]
+
+
 class SelfMask(Method):
-    """Pseudo-masks by vote, then a query network that learns them; capability `segment`."""
+    """Pseudo-masks, then a query network that learns them; capability `segment`."""
 
     name = "selfmask"
     Config = SelfMaskConfig
@@ -180,7 +213,8 @@ class SelfMask(Method):
     sizes = {
         "tiny": SelfMaskConfig(image_px=32, batch_size=16, steps=20, decoder_width=16, decoder_depth=1, queries=3),
         "small": SelfMaskConfig(
-            image_px=96, batch_size=64, steps=600, lr=2e-3, weight_decay=0.01, clip_norm=1.0, encoder_lr_frac=0.0
+            image_px=96, batch_size=64, steps=600, lr=2e-3, weight_decay=0.01, clip_norm=1.0, encoder_lr_frac=0.0,
+            teacher="border",
         ),
         "paper": SelfMaskConfig(
             image_px=224, batch_size=8, steps=15_800, lr=6e-6, weight_decay=0.01, queries=20, decoder_width=384,
@@ -188,7 +222,7 @@ class SelfMask(Method):
         ),
     }  # fmt: skip
     small_px32 = SelfMaskConfig(
-        image_px=32, batch_size=64, steps=600, lr=2e-3, weight_decay=0.01, clip_norm=1.0, encoder_lr_frac=0.0
+        image_px=32, batch_size=64, steps=600, lr=2e-3, weight_decay=0.01, clip_norm=1.0, encoder_lr_frac=0.0, teacher="border"
     )
     config: SelfMaskConfig
 
@@ -216,13 +250,8 @@ class SelfMask(Method):
 
     @torch.no_grad()
     def pseudo_masks(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] to the voted (B, h, w) pseudo-masks of 0 and 1 on the patch grid."""
-        features = self.given["features"]
-        keys = features.features(images)
-        found = [spectral_candidates(keys)]
-        for tau in self.config.taus:
-            found.append(tokencut_masks(centred(keys), tau).masks[:, None].float())
-        return vote(torch.cat(found, 1))[0]
+        """(B, 3, S, S) in [0, 1] to (B, h, w) pseudo-masks of 0 and 1: on the patch grid (vote), or at half size (border)."""
+        return teach(self.config, self.given["features"], images)
 
     def players(self) -> dict[str, Player]:
         return {"network": self.main_player(self.net, lr_scales={"encoder.": self.config.encoder_lr_frac})}
@@ -295,15 +324,16 @@ class SelfMask(Method):
         return resize(mask[:, None], size)[:, 0] if tuple(size) != mask.shape[-2:] else mask
 
     def evaluate(self, data: EvalData) -> dict[str, Score]:
-        """Mask scores; baselines: no learning, TokenCut on the untrained and on the learned features, the pseudo-masks' vote."""
-        features = self.given["features"]
-        others = {
-            "untrained_cut": TokenCut(TokenCut.sizes["small"], {"features": features.untrained(data.seed)}),
+        """Mask scores; baselines: no learning, and on the untrained features TokenCut and the same pseudo-masks as here."""
+        untrained = self.given["features"].untrained(data.seed)
+        others: dict[str, Segments] = {
+            "untrained_cut": TokenCut(TokenCut.sizes["small"], {"features": untrained}),
+            "untrained_teacher": Teacher(self.config, untrained),
         }
         return segmentation_scores(self, data, others)
 
     def show(self, images: Tensor) -> dict[str, Picture]:
-        """Rows: picture, voted pseudo-mask, the network's mask."""
+        """Rows: picture, pseudo-mask, the network's mask."""
         images = images[:12]
         pseudo = nn.functional.interpolate(self.pseudo_masks(images)[:, None], images.shape[-2:])[:, 0]
         rows = [images]
