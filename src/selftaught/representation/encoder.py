@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selftaught.core.errors import ConfigError
 from selftaught.measure.representation import representation_scores
 from selftaught.measure.score import Score
 from selftaught.method import EvalData, Method, Picture, TrainConfig
-from selftaught.nets.backbones import build_backbone
+from selftaught.nets.backbones import Backbone, build_backbone
+from selftaught.nets.official import RANDOM, load_weights
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class EncoderConfig(TrainConfig):
     """How a ViT cuts its patches: linear or conv."""
     pool: Literal["cls", "mean"] = "cls"
     """What a ViT makes of a whole picture: its class token, or the mean of its patch tokens."""
+    weights: str = ""
+    """Published weights that a timm backbone starts from: a .safetensors file, or `timm` to let timm take its own from the hub or its cache
+    (nothing else is ever downloaded); empty or `random` for random ones."""
 
 
 class EncoderMethod(Method):
@@ -41,6 +46,20 @@ class EncoderMethod(Method):
         self.backbone = build_backbone(config.backbone, config.image_px, config.patch_px, config.stem)
         self.backbone.pool = config.pool
         self.image_px, self.patch_px = config.image_px, self.backbone.patch_px
+
+    def start(self, say: Any) -> None:
+        """Copy published weights into the backbone, and into every average of it."""
+        c = self.config
+        if c.weights in RANDOM:
+            return
+        if not c.backbone.startswith("timm:"):
+            raise ConfigError(
+                f"Published weights do not fit the backbone {c.backbone}.",
+                expected="a network of timm, e.g. timm:vit_small_patch8_224.dino",
+                do="--set backbone=timm:MODEL.TAG; docs/how-to/published-weights.md lists those that are tested.",
+            )
+        told = [load_weights(m.net.model, c.weights, c.backbone) for m in self.modules() if isinstance(m, Backbone)]  # type: ignore[arg-type]
+        say(told[0])
 
     def encoder(self) -> torch.nn.Module:
         """The backbone that is used after training (a teacher, where there is one)."""
