@@ -189,8 +189,8 @@ def create_timm(model: str, image_px: int) -> Any:
     """A timm model without classifier, for as free a choice of picture sizes as its family knows."""
     import timm
 
-    sizes: dict[str, Any]
-    for sizes in (dict(img_size=image_px, dynamic_img_size=True), dict(img_size=image_px)):
+    choices: list[dict[str, Any]] = [dict(img_size=image_px, dynamic_img_size=True), dict(img_size=image_px)]
+    for sizes in choices:
         try:
             return timm.create_model(model, pretrained=False, num_classes=0, **sizes)
         except TypeError:  # convolutional models take any size and know no img_size

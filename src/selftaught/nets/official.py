@@ -237,7 +237,7 @@ def hub_file(backbone: str) -> Path:
 
     name = backbone.removeprefix("timm:")
     # Without a tag timm would take its default, which for most models was trained with labels.
-    config = timm.get_pretrained_cfg(name) if "." in name else None
+    config = timm.get_pretrained_cfg(name) if "." in name and name in timm.list_pretrained() else None
     if config is None or not config.hf_hub_id:
         tags = [f"timm:{n}" for n in timm.list_pretrained(f"{name.partition('.')[0]}.*")]
         raise ConfigError(
