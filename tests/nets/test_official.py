@@ -184,7 +184,8 @@ def huggingface(tensors: dict[str, Tensor], depth: int, new: bool) -> dict[str, 
     names = {
         "cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings", "mask_token": "embeddings.mask_token",
         "register_tokens": "embeddings.register_tokens", "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
-        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias", "norm.weight": "layernorm.weight", "norm.bias": "layernorm.bias",
+        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias", "norm.weight": "layernorm.weight",
+        "norm.bias": "layernorm.bias",
     }  # fmt: skip
     out = {names[k]: v for k, v in tensors.items() if k in names}
     for i in range(depth):
@@ -194,7 +195,8 @@ def huggingface(tensors: dict[str, Tensor], depth: int, new: bool) -> dict[str, 
             out |= {f"{layer}attention.attention.{n}.{kind}": t.clone() for n, t in (("key", k), ("query", q), ("value", v))}
             parts = {"attn.proj": "attention.output.dense", "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
             if not new:
-                parts |= {"norm1": "layernorm_before", "norm2": "layernorm_after", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+                parts |= {"norm1": "layernorm_before", "norm2": "layernorm_after"}
+                parts |= {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
             out |= {f"{layer}{b}.{kind}": tensors[f"{old}{a}.{kind}"] for a, b in parts.items()}
         if new:
             out |= {f"{layer}layer_scale{n}.lambda1": tensors[f"{old}ls{n}.gamma"] for n in (1, 2)}
@@ -291,8 +293,8 @@ S16, S8, REG = "vit_small_patch16_224.dino", "vit_small_patch8_224.dino", "vit_s
 @pytest.mark.parametrize(
     ("model", "shapes", "texts"),
     [
-        (S8, dino(384, 16, 2), ["do not fit timm:" + S8, "why: 1 of another shape: patch_embed.proj.weight is (384, 3, 16, 16) instead of (384, 3, 8, 8)",
-                                "timm:" + S16 + " is what"]),
+        (S8, dino(384, 16, 2), ["do not fit timm:" + S8, "why: 1 of another shape: patch_embed.proj.weight",
+                                "is (384, 3, 16, 16) instead of (384, 3, 8, 8)", "timm:" + S16 + " is what"]),
         (S16, dino(768, 16, 2), ["cls_token is (1, 1, 768) instead of (1, 1, 384)", "expected: 30 tensors, e.g. cls_token (1, 1, 384)",
                                  "timm:vit_base_patch16_224.dino"]),
         (S16, mae(768, 2), ["timm:vit_base_patch16_224.mae"]),
