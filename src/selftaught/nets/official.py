@@ -95,7 +95,7 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path.name} is no .safetensors file.",
             expected="weights as .safetensors",
             why="files of the other kinds can run programs when they are opened",
-            do=f"selftaught weights import {path} converts it once, safely; then give the file that it writes.",
+            do=f"selftaught weights import {path} --out {path.stem}.safetensors converts it once; then give that file.",
         )
     try:
         return load_file(path)
