@@ -217,12 +217,12 @@ def export(
 
 
 def networks(learned: Learned) -> dict[str, tuple[Network, torch.Tensor]]:
-    """The trained networks by name, each with an example input; a cut that was not trained is no network."""
+    """The networks by name, learned or published, each with an example input; a cut has no weights and is none."""
     found = {}
     for name, capability in (("features", "embed"), ("masks", "segment")):
         if capability in learned.capabilities:
             method = learned.provider(capability)
-            if method.players():
+            if next(method.parameters(), None) is not None:
                 found[name] = (Network(method, capability), torch.rand(1, 3, method.image_px, method.image_px))
     return found
 

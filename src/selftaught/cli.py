@@ -66,6 +66,7 @@ def train(
     size: Size = "small",
     steps: Limit = None,
     seed: int = 0,
+    backbone: Annotated[str | None, arg(metavar="NAME")] = None,
     set_fields: UseAppendAction[Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE")]] = (),
     need: Need = (),
     device: Literal["cpu", "auto"] = "cpu",
@@ -80,6 +81,7 @@ def train(
         size: tiny (seconds), small (CPU minutes), paper (GPUs).
         steps: Number of steps instead of the size's own.
         seed: Seed of everything random.
+        backbone: The network, short for --set backbone=NAME, e.g. timm:vit_small_patch8_224.dino.
         set_fields: Change a field of the method's config; `selftaught methods METHOD` lists them.
         need: Use an already learned run for a need, e.g. features=runs/dino.
         device: cpu, or auto for the fastest one that is there.
@@ -89,6 +91,8 @@ def train(
     _check_data(data)
     from selftaught.train import train as job
 
+    if backbone:
+        set_fields = (f"backbone={backbone}", *set_fields)
     done = job(
         method, data, out, size=size, steps=steps, seed=seed, set=set_fields, need=need, device=device, quiet=quiet
     )

@@ -139,6 +139,10 @@ class Method(nn.Module):
             raise ValueError(f"{self.name} needs {', '.join(sorted(missing))}, which was not given")
         self.given = given
 
+    def start(self, say: Any) -> None:
+        """Take over weights learned elsewhere: called once before the first step of a new run, never when a run goes on or is opened."""
+        return None
+
     def begin(self, images: ImageSet, run_dir: Path, say: Any) -> None:
         """Prepare what training needs once, e.g. pseudo-masks of all pictures, kept as files in `run_dir`; must be repeatable."""
         return None

@@ -203,6 +203,9 @@ class Loop:
             self.method: Method = load_class(job.method)(job.config, needs).to(job.device)
         except ValueError as error:
             raise ConfigError(f"These settings do not fit together: {error}") from error
+        self.folder = checkpoint.latest(self.checkpoints, recorder.say)
+        if self.folder is None:
+            self.method.start(recorder.say)
         self.players: dict[str, Player] = self.method.players()
         self.step, self.skips, self.skips_in_row = 0, 0, 0
         self.plan = Plan()
@@ -215,12 +218,11 @@ class Loop:
     def run(self) -> None:
         """Train to the end, or to a polite stop."""
         self.method.begin(self.images, self.job.out, self.recorder.say)
-        folder = checkpoint.latest(self.checkpoints, self.recorder.say)
         self.plan = self.choose_plan()
         self.plan.apply(self.method)
         self.optimizers = {name: p.build_optimizer() for name, p in self.players.items()}
-        if folder:
-            self.restore(folder)
+        if self.folder:
+            self.restore(self.folder)
         self.recorder.rewind(self.step)
         say = self.recorder.say
         count = sum(p.numel() for p in self.method.parameters() if p.requires_grad)

@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selftaught.core.errors import ConfigError
 from selftaught.measure.representation import representation_scores
 from selftaught.measure.score import Score
 from selftaught.method import EvalData, Method, Picture, TrainConfig
-from selftaught.nets.backbones import build_backbone
+from selftaught.nets.backbones import Backbone, build_backbone
+from selftaught.nets.official import RANDOM, load_weights
+from selftaught.nets.whitening import Whitening
 
 if TYPE_CHECKING:
     from selftaught.data.cache import ImageSet
@@ -33,43 +36,13 @@ class EncoderConfig(TrainConfig):
     """What is made of a whole picture: the class token of a ViT, the mean over places, or (ResNet) their power mean."""
     whiten: bool = True
     """Make the embedding's dimensions uncorrelated and equally wide over the training pictures, once the training is done."""
+    weights: str = ""
+    """Published weights that a timm backbone starts from: a .safetensors file, or `timm` to let timm take its own from the hub or its cache
+    (nothing else is ever downloaded); empty or `random` for random ones."""
 
 
-WHITEN_FLOOR = 1e-3
-"""Added to every variance, as a share of the largest, so that directions of noise are not blown up."""
 SETTLE_PICTURES = 4096
 """Training pictures from which the statistics of the embedding are taken."""
-
-
-class Whitening(nn.Module):
-    """PCA whitening (x - mean) W with W = V (L + floor max(L))^(-1/2), V and L the eigenvectors and values of the covariance.
-
-    Cosines of raw embeddings mostly see the few directions that vary most; what tells kinds of pictures apart is often
-    elsewhere (Kessy et al., "Optimal whitening and decorrelation", 2018; used on features by Jegou and Chum, ECCV 2012).
-    """
-
-    mean: Tensor
-    matrix: Tensor
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("matrix", torch.eye(width))
-
-    @torch.no_grad()
-    def fit(self, x: Tensor) -> None:
-        """Take the statistics of (N, D) embeddings; fewer than two, or all alike, change nothing."""
-        x = x.double()
-        centred = x - x.mean(0)
-        values, vectors = torch.linalg.eigh(centred.T @ centred / max(len(x) - 1, 1))
-        if len(x) < 2 or not float(values[-1]) > 0:
-            return
-        scale = (values.clamp(min=0) + WHITEN_FLOOR * values[-1]).rsqrt()
-        self.mean.copy_(x.mean(0))
-        self.matrix.copy_(vectors * scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) @ self.matrix
 
 
 class EncoderMethod(Method):
@@ -84,6 +57,20 @@ class EncoderMethod(Method):
         self.backbone.pool = config.pool
         self.image_px, self.patch_px = config.image_px, self.backbone.patch_px
         self.whitening = Whitening(self.backbone.width) if config.whiten else None
+
+    def start(self, say: Any) -> None:
+        """Copy published weights into the backbone, and into every average of it."""
+        c = self.config
+        if c.weights in RANDOM:
+            return
+        if not c.backbone.startswith("timm:"):
+            raise ConfigError(
+                f"Published weights do not fit the backbone {c.backbone}.",
+                expected="a network of timm, e.g. timm:vit_small_patch8_224.dino",
+                do="--set backbone=timm:MODEL.TAG; docs/how-to/published-weights.md lists those that are tested.",
+            )
+        told = [load_weights(m.net.model, c.weights, c.backbone) for m in self.modules() if isinstance(m, Backbone)]  # type: ignore[arg-type]
+        say(told[0])
 
     def encoder(self) -> nn.Module:
         """The backbone that is used after training (a teacher, where there is one)."""

@@ -10,7 +10,7 @@ import torch
 
 from selftaught.core import checkpoint
 from selftaught.loading import load_method
-from selftaught.representation.encoder import WHITEN_FLOOR, Whitening
+from selftaught.nets.whitening import WHITEN_FLOOR, Whitening
 from selftaught.train import resume, train
 
 
