@@ -69,7 +69,7 @@ class Trace(TorchDispatchMode):
     def _where(self) -> str:
         node = torch._C._current_autograd_node()
         if node is not None:
-            return f"in the backward pass of {_line(node.metadata.get('traceback_', []))}"
+            return f"in the backward pass of {_line(_kept(node))}"
         inside = f", inside {self._stack[-1]}" if self._stack and self._stack[-1] else ""
         return f"at {_line(traceback.format_stack())}{inside}"
 
@@ -113,6 +113,11 @@ def _any(kind: str, value: Any) -> bool:
 
 def _finite(value: Any) -> bool:
     return all(bool(torch.isfinite(x.detach()).all()) for x in _tensors(value))
+
+
+def _kept(node: Any) -> list[str]:
+    """The lines that made a node of the graph."""
+    return list(node.metadata.get("traceback_", []))
 
 
 def _line(frames: Iterable[str]) -> str:
