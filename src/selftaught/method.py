@@ -131,6 +131,8 @@ class Method(nn.Module):
     """What size `small` means for pictures of 48 px and less, where that differs."""
     needs: ClassVar[Mapping[str, str]] = {}
     capabilities: ClassVar[tuple[str, ...]] = ()
+    loss_uniform: float | None = None
+    """Loss of a model that knows nothing, where that is known; a loss that stays there raises the alarm."""
 
     def __init__(self, config: TrainConfig, needs: Mapping[str, Any] | None = None):
         super().__init__()

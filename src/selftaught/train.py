@@ -205,7 +205,7 @@ class Loop:
         check_numbers(job.config, self.players)
         self.step, self.skips, self.skips_in_row = 0, 0, 0
         self.plan = Plan()
-        self.collapse = Collapse(self.total)
+        self.collapse = Collapse(self.total, self.method.loss_uniform)
         self.log_every = max(1, self.total // 200)
         self.saved_at = time.monotonic()
         self.verdict, self.reason = "starting", ""

@@ -154,7 +154,25 @@ def test_a_uniform_teacher_is_a_collapse_after_a_tenth() -> None:
     assert _run(Collapse(100), losses, entropy_frac=0.999, loss_uniform=LN_K)[-1] == "collapsing"
     assert "collapsing" not in _run(Collapse(100, LN_K), losses, entropy_frac=0.99)
     assert "collapsing" not in _run(Collapse(100, LN_K), losses * 0.98, entropy_frac=0.999)
-    assert "collapsing" not in _run(Collapse(100, LN_K), losses)
+    assert "collapsing" not in _run(Collapse(100, LN_K), losses[:99])
+
+
+def test_a_contrastive_loss_that_stays_at_knowing_nothing_is_a_collapse() -> None:
+    draw = np.random.default_rng(0)
+    noise = 0.05 * draw.standard_normal(300)
+    verdicts = _run(Collapse(300, 3.4), 3.4 + noise)
+    assert "collapsing" not in verdicts[:99] and set(verdicts[99:]) == {"collapsing"}
+    assert "collapsing" not in _run(Collapse(300, 3.4), 3.2 + noise), "it is told apart a little"
+    assert "collapsing" not in _run(Collapse(300), 3.4 + noise), "nothing is known of it"
+    late = np.concatenate([np.full(80, 4.2), np.linspace(4.2, 2.0, 120), np.full(100, 2.0)]) + noise
+    assert not {"collapsing", "diverging"} & set(_run(Collapse(300, 3.4), late)), "a slow start is none"
+
+
+def test_a_loss_far_above_knowing_nothing_diverges() -> None:
+    falling = np.linspace(7000, 4000, 100)
+    verdicts = _run(Collapse(100, 3.4), falling)
+    assert set(verdicts[19:]) == {"diverging"}
+    assert "diverging" not in _run(Collapse(100, 3.4), np.linspace(10, 4, 100))
 
 
 def test_a_rising_loss_diverges() -> None:

@@ -32,6 +32,7 @@ _FLAT_ADVICE = "If it stays so: train longer, raise the learning rate, or give m
 _RISE_ADVICE = "Lower the learning rate, lengthen its warm-up, or clip gradients."
 _POINT_ADVICE = "Check the stop-gradient, the predictor or negatives, and the strength of the augmentation."
 _ONE_HOT_ADVICE = "Raise the teacher temperature or strengthen its centring or balancing."
+_BLIND_ADVICE = "Lower the learning rate, raise the temperature, or give larger batches of more different pictures."
 _UNIFORM_ADVICE = "Lower the teacher temperature, weaken its centring, or lower the learning rate."
 
 
@@ -154,7 +155,7 @@ class Collapse:
             reason = f"All embeddings fall onto one point: their spread is {std_z:.2g}, healthy is near {healthy:.2g}."
             return "collapsing", f"{reason} {_POINT_ADVICE}"
         if entropy is None:
-            return None
+            return self._blind()
         if entropy < 0.05:
             reason = f"The teacher gives every picture one class: its entropy is {entropy:.1%} of the maximum."
             return "collapsing", f"{reason} {_ONE_HOT_ADVICE}"
@@ -166,9 +167,20 @@ class Collapse:
             return "collapsing", f"{reason} {_UNIFORM_ADVICE}"
         return None
 
+    def _blind(self) -> tuple[str, str] | None:
+        """A contrastive loss that stays where knowing nothing would put it."""
+        losses, uniform = self._history["loss"], self._recent("loss_uniform") or self.loss_uniform
+        if not uniform or self._points < WINDOW or statistics.median(losses) < 0.97 * uniform or _slope(losses)[0] < -3:
+            return None
+        reason = f"The loss {statistics.median(losses):.4g} stays at that of a model that knows nothing, {uniform:.4g}."
+        return "collapsing", f"{reason} {_BLIND_ADVICE}"
+
     def _diverging(self) -> tuple[str, str] | None:
-        losses = self._history["loss"]
-        median = statistics.median(losses)
+        losses, uniform = self._history["loss"], self._recent("loss_uniform") or self.loss_uniform
+        median, recent = statistics.median(losses), self._recent("loss")
+        if uniform and recent is not None and recent > 3 * uniform:
+            reason = f"The loss {recent:.4g} is {recent / uniform:.0f} times that of a model that knows nothing."
+            return "diverging", f"{reason} {_BLIND_ADVICE}"
         now = statistics.median(losses[-RECENT // 2 :])
         # Near a loss of zero half the median is less than the noise, so the rise must leave the noise as well.
         if now - median > max(0.5 * abs(median), 4 * _jitter(losses)):
