@@ -114,6 +114,19 @@ def resume(run: Run, *, steps: Limit = None) -> None:
     print(f"learned: {job(run, steps=steps)}")
 
 
+def replay(capture: Positional[Annotated[str, arg(metavar="CAPTURE")]]) -> None:
+    """Compute a step again whose numbers were not finite, and say where the first bad number came from.
+
+    Args:
+        capture: A folder such as RUN/captures/step-000123.
+    """
+    if not Path(capture).is_dir():
+        raise RunError(f"There is no capture '{capture}'.{_near(Path(capture))}", expected="RUN/captures/step-000123")
+    from selftaught.replay import replay as job
+
+    print("\n".join(job(capture).lines()))
+
+
 def evaluate(
     run: Run,
     data: Positional[Annotated[str | None, arg(metavar="[DATA]")]] = None,
@@ -255,7 +268,7 @@ def doctor() -> None:
 
 VERBS: dict[str, Callable[..., None]] = {
     verb.__name__: verb
-    for verb in (learn, train, resume, evaluate, embed, segment, methods, data, export, doctor)
+    for verb in (learn, train, resume, replay, evaluate, embed, segment, methods, data, export, doctor)
 }
 
 

@@ -37,7 +37,8 @@ from selftaught.method import Method, Progress, TrainConfig
 from selftaught.registry import load_class
 from selftaught.report.collect import collect
 from selftaught.report.html import write_report
-from selftaught.train import base_config, describe_data, is_path, parse_needs, train
+from selftaught.settings import base_config, parse_needs
+from selftaught.train import describe_data, is_path, train
 
 SCHEMA = 1
 SHARES = {"features": 0.45, "masks": 0.35}

@@ -5,8 +5,9 @@
         for player in players:
             batch = method.prepare(pictures number epoch_order(seed)[step])
             loss, parts = method.loss(batch, player)
-            backward; stop or skip if a number is not finite; clip; set the learning rate; step
+            backward; clip; set the learning rate; step
         method.after_step()                                         # averages, queues, centres
+        a number was not finite: nothing of the step stays; capture, skip or stop
         metrics.jsonl, progress, checkpoint now and then, stop politely on a signal
 
 A run that was stopped, killed or crashed continues as if nothing had happened, bit for bit, on the same machine.
@@ -27,24 +28,23 @@ import torch
 from torch import Tensor
 
 from selftaught import __version__
-from selftaught.core import checkpoint, launch
-from selftaught.core.config import digest, override, read_json, to_json, write_json
-from selftaught.core.errors import ConfigError, NumericError, RunError, SelftaughtError, suggest
-from selftaught.core.guards import Collapse, RunLock, SignalFlag, finite
+from selftaught.core import capture, checkpoint, launch
+from selftaught.core.config import digest, from_json, override, read_json, to_json, write_json
+from selftaught.core.errors import ConfigError, NumericError, RunError, SelftaughtError
+from selftaught.core.guards import Collapse, NotFinite, RunLock, SignalFlag, check_step, finite, not_finite
 from selftaught.core.record import Recorder
 from selftaught.core.seeds import batch_indices, seed_all
 from selftaught.core.tune import Plan, choose, describe
+from selftaught.core.undo import Undo
 from selftaught.data.cache import ImageSet, build_cache
-from selftaught.data.sources import BadFile, open_data
+from selftaught.data.sources import open_data
 from selftaught.loading import load_method, open_needs
 from selftaught.method import Method, Player, Progress
 from selftaught.registry import load_class
+from selftaught.settings import base_config, check_numbers, choose_device, parse_needs, relative_to_run
 
 SCHEMA = 1
 SAVE_EVERY_S = 60.0
-MAX_SKIPS = 3
-SMALL_PX = 48
-"""Pictures whose shorter side has at most so many pixels are learned at 32 px at size `small`."""
 BEFORE_START = {"needs", "lock.json", "log.txt", "plan.json"}
 """What a run folder may hold before its first start: a start that was refused, or a plan that was measured, leaves it there."""
 BUILD_STEP = 10**12
@@ -142,8 +142,6 @@ def resume(run: str | os.PathLike[str], steps: int | None = None, quiet: bool = 
         )
     saved = read_json(run / "config.json")
     cls = load_class(saved["method"])
-    from selftaught.core.config import from_json
-
     config = from_json(cls.Config, saved["config"])
     if steps is not None:
         config = replace(config, steps=steps)
@@ -207,9 +205,10 @@ class Loop:
         if self.folder is None:
             self.method.start(recorder.say)
         self.players: dict[str, Player] = self.method.players()
+        check_numbers(job.config, self.players)
         self.step, self.skips, self.skips_in_row = 0, 0, 0
         self.plan = Plan()
-        self.collapse = Collapse(self.total)
+        self.collapse = Collapse(self.total, self.method.loss_uniform)
         self.log_every = max(1, self.total // 200)
         self.saved_at = time.monotonic()
         self.verdict, self.reason = "starting", ""
@@ -221,6 +220,7 @@ class Loop:
         self.plan = self.choose_plan()
         self.plan.apply(self.method)
         self.optimizers = {name: p.build_optimizer() for name, p in self.players.items()}
+        self.undo = Undo(self.method, list(self.optimizers.values())[:-1])
         if self.folder:
             self.restore(self.folder)
         self.recorder.rewind(self.step)
@@ -251,16 +251,22 @@ class Loop:
         indices = batch_indices(len(self.images), c.batch_size * self.world, self.job.seed, self.step)
         mine = indices[self.rank :: self.world]
         logged: dict[str, float] = {}
-        buffers = {name: b.clone() for name, b in self.method.named_buffers()}
-        skips = self.skips
-        for name, player in self.players.items():
-            logged |= self.move(name, player, mine, progress)
-        if self.skips == skips:
-            self.method.after_step(progress)
+        self.undo.remember()
+        try:
+            for name, player in self.players.items():
+                logged |= self.move(name, player, mine, progress)
+        except NotFinite as found:
+            # A step is taken by all players or by none, and statistics that saw NaN would stay NaN for ever.
+            self.undo.back()
+            logged = {}
+            self.skip(found, mine)
         else:
-            # Statistics that saw NaN would stay NaN for ever, and averages must not move by a step that was not taken.
-            for name, b in self.method.named_buffers():
-                b.copy_(buffers[name])
+            self.skips_in_row = 0
+            self.method.after_step(progress)
+            spoiled = self.undo.spoiled()
+            if spoiled:
+                raise NumericError(f"{spoiled} was not finite after step {self.step}; the last good checkpoint is kept.",
+                                   why="an average or queue met numbers that are too large")  # fmt: skip
         self.step += 1
         self.log(logged)
 
@@ -279,11 +285,7 @@ class Loop:
             for key, value in parts.items():
                 logged[key] = logged.get(key, 0.0) + value * share
         launch.average_gradients(parameters)
-        offender = finite(torch.tensor(loss), player.parameters)
-        if offender:
-            self.skip(offender, name)
-            return {}
-        self.skips_in_row = 0
+        check_step(finite(loss, player.parameters) or self.undo.spoiled(), loss, name, self.job.device)
         if player.clip_norm:
             torch.nn.utils.clip_grad_norm_(parameters, player.clip_norm)
         for group in optimizer.param_groups:
@@ -305,19 +307,36 @@ class Loop:
         with self.plan.autocast(self.job.device):
             return self.method.loss(batch, player, progress)
 
-    def skip(self, offender: str, player: str) -> None:
-        """Leave the weights as they are after a number that is not finite; stop when it keeps happening."""
+    def skip(self, found: NotFinite, indices: np.ndarray[Any, Any]) -> None:
+        """Keep what a step that is not finite was computed from, and count it; stop when too many come in a row."""
         self.skips += 1
         self.skips_in_row += 1
-        self.recorder.say(
-            f"step {self.step}: {offender} of {player} is not finite; the step is skipped, the weights are unchanged"
-        )
-        if self.skips_in_row > MAX_SKIPS:
+        what = f"{found.offender} of {found.player}"
+        self.recorder.say(f"step {self.step}: {what} is not finite; the step is skipped, the weights are unchanged")
+        path = self.capture(found, indices) if found.mine else None
+        if self.skips_in_row > self.job.config.max_skips:
             raise NumericError(
-                f"{offender} was not finite in {self.skips_in_row} steps in a row; stopped at step {self.step}.",
+                f"{what} was not finite in {self.skips_in_row} steps in a row; stopped at step {self.step}.",
                 why="the learning rate may be too high, or the data hold something odd",
-                do=f"Lower lr, e.g. --set lr={self.job.config.lr / 3:.2g}; the last good checkpoint is kept.",
+                do=f"Lower lr, e.g. --set lr={self.job.config.lr / 3:.2g}; the last good checkpoint is kept."
+                + (f" `selftaught replay {path}` shows where it began." if path else ""),
             )
+
+    def capture(self, found: NotFinite, indices: np.ndarray[Any, Any]) -> Path | None:
+        """Write what `selftaught replay` needs to compute this step again; says so when that is not possible."""
+        earlier = list(self.players)[: list(self.players).index(found.player)]
+        tensors, state = self.contents(earlier)
+        tensors["batch"] = {"pixels": self.images.batch(indices), "indices": torch.from_numpy(indices)}
+        info = {
+            **state, "job": self.job.to_json(), "plan": asdict(self.plan), "rank": self.rank, "world": self.world,
+            "offender": found.offender, "player": found.player, "loss": str(found.loss), "count": len(self.images),
+            "pictures": [self.images.keys[int(i)] for i in indices],
+        }  # fmt: skip
+        folder = capture.folder_of(self.job.out, self.rank, self.world)
+        path, problem = capture.write(folder, self.step, tensors, info)
+        say = self.recorder.say
+        say(f"step {self.step}: see `selftaught replay {path}`" if path else f"step {self.step}: not captured: {problem}")
+        return path
 
     def log(self, logged: dict[str, float]) -> None:
         """Write metrics at the same steps in every repetition of the run, and show progress."""
@@ -359,17 +378,26 @@ class Loop:
         self.plan = before
         self.method.zero_grad(set_to_none=True)
 
-    def save(self) -> None:
-        """Write a checkpoint: the state dict, the optimisers, and where the run is."""
+    def contents(self, players: Sequence[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """The state: the state dict, the optimisers of `players`, and where the run is."""
         tensors: dict[str, dict[str, Tensor]] = {"model": dict(self.method.state_dict())}
         optimizers = {}
-        for name, optimizer in self.optimizers.items():
-            tensors[f"optim.{name}"], optimizers[name] = checkpoint.flatten_optimizer(optimizer)
+        for name in players:
+            tensors[f"optim.{name}"], optimizers[name] = checkpoint.flatten_optimizer(self.optimizers[name])
         state = {
             "step": self.step, "optimizers": optimizers, "collapse": self.collapse.to_json(), "skips": self.skips,
-            "verdict": self.verdict, "reason": self.reason, "config": digest(self.job.config), "done": self.step >= self.total,
-            "settled": self.settled,
+            "skips_in_row": self.skips_in_row, "verdict": self.verdict, "reason": self.reason,
+            "config": digest(self.job.config), "done": self.step >= self.total, "settled": self.settled,
         }  # fmt: skip
+        return tensors, state
+
+    def save(self) -> None:
+        """Write a checkpoint, unless a weight, average or moment is not finite."""
+        tensors, state = self.contents(list(self.optimizers))
+        learned = [*self.method.named_parameters(), *(x for k, v in tensors.items() if k != "model" for x in v.items())]
+        offender = not_finite(learned)
+        if offender:
+            raise NumericError(f"{offender} was not finite at step {self.step}; the last good checkpoint is kept.")
         if self.rank == 0:
             checkpoint.save(self.checkpoints, self.step, {k: v for k, v in tensors.items() if v}, state)
         self.saved_at = time.monotonic()
@@ -380,7 +408,7 @@ class Loop:
         self.method.load_state_dict(tensors.get("model", {}))
         for name, optimizer in self.optimizers.items():
             checkpoint.restore_optimizer(optimizer, tensors.get(f"optim.{name}", {}), state["optimizers"][name])
-        self.step, self.skips = state["step"], state["skips"]
+        self.step, self.skips, self.skips_in_row = state["step"], state["skips"], state.get("skips_in_row", 0)
         self.verdict, self.reason = state["verdict"], state["reason"]
         self.collapse.restore(state["collapse"])
         self.settled = state.get("settled", False) and self.step >= self.total
@@ -407,51 +435,11 @@ def draw_pictures(method: Method, images: ImageSet, out: Path, count: int = 12) 
             write_bytes(out / "pictures" / f"{name}.png", encode(picture, "png"))
 
 
-def base_config(method: str, size: str, data: Any) -> Any:
-    """The config of a size; small pictures have a `small` of their own."""
-    cls = load_class(method)
-    if size not in cls.sizes:
-        raise ConfigError(f"There is no size {size!r}.{suggest(size, cls.sizes)}", expected=", ".join(cls.sizes))
-    if size == "small" and cls.small_px32 is not None and 0 < median_px(data) <= SMALL_PX:
-        return cls.small_px32
-    return cls.sizes[size]
-
-
-def median_px(data: Any, count: int = 50) -> int:
-    """Median of the shorter sides of some pictures spread over the data, in pixels; 0 when none of them can be read."""
-    source = open_data(data, "train")
-    sides = []
-    for i in np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)):
-        try:
-            sides.append(min(source.image(int(i)).shape[:2]))
-        except BadFile:
-            continue
-    return int(np.median(sides)) if sides else 0
-
-
-def parse_needs(need: Sequence[str], known: Any) -> dict[str, Path]:
-    """Read "NAME=RUN" settings; RUN must be a finished run folder."""
-    given: dict[str, Path] = {}
-    for text in need:
-        name, equals, run = text.partition("=")
-        if not equals or name not in known:
-            raise ConfigError(f"--need {text!r} names nothing that is needed.{suggest(name, known)}",
-                              expected=", ".join(f"{k}=RUN" for k in known) or "no needs")  # fmt: skip
-        if not (Path(run) / "config.json").exists():
-            raise RunError(f"{run} is no run folder.", expected=f"the run folder that learned {name}")
-        given[name] = Path(run)
-    return given
-
-
-def relative_to_run(path: Path, run: Path) -> str:
-    """How config.json names a needed run: relative when it lies beside or below the run, so that both can be moved."""
-    path, run = path.resolve(), run.resolve()
-    return os.path.relpath(path, run) if path.is_relative_to(run.parent) else str(path)
-
-
 def refuse_other(saved: dict[str, Any], job: Job) -> None:
     """Raise RunError when a folder holds a run with other settings than asked for."""
     new = job.to_json()
+    if saved.get("method") == job.method:  # a run of an earlier version lacks the settings that came later
+        saved = {**saved, "config": to_json(from_json(type(job.config), saved.get("config", {})))}
     for key in ("method", "data", "seed", "config", "needs"):
         if saved.get(key) != new[key]:
             old_text, new_text = difference(saved.get(key), new[key])
@@ -465,14 +453,3 @@ def difference(old: Any, new: Any) -> tuple[str, str]:
         keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
         return ", ".join(f"{k}={old.get(k)}" for k in keys), ", ".join(f"{k}={new.get(k)}" for k in keys)
     return repr(old), repr(new)
-
-
-def choose_device(device: str) -> str:
-    """cpu, cuda, or the better of the two for "auto"."""
-    if device not in ("cpu", "cuda", "auto"):
-        raise ConfigError(
-            f"There is no device {device!r}.{suggest(device, ['cpu', 'cuda', 'auto'])}", expected="cpu, cuda or auto"
-        )
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("This machine offers torch no GPU.", do="Leave --device away, or install a torch with CUDA.")
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

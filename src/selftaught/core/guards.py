@@ -32,14 +32,40 @@ _FLAT_ADVICE = "If it stays so: train longer, raise the learning rate, or give m
 _RISE_ADVICE = "Lower the learning rate, lengthen its warm-up, or clip gradients."
 _POINT_ADVICE = "Check the stop-gradient, the predictor or negatives, and the strength of the augmentation."
 _ONE_HOT_ADVICE = "Raise the teacher temperature or strengthen its centring or balancing."
+_BLIND_ADVICE = "Lower the learning rate, raise the temperature, or give larger batches of more different pictures."
 _UNIFORM_ADVICE = "Lower the teacher temperature, weaken its centring, or lower the learning rate."
+
+
+class NotFinite(Exception):
+    """A step met a number that is not finite, and was not taken; the loop decides what follows.
+
+    `offender` says which number, `player` whose, `mine` whether the trouble arose on this rank.
+    """
+
+    def __init__(self, offender: str, player: str, loss: float, mine: bool = True) -> None:
+        super().__init__(f"{offender} of {player} is not finite")
+        self.offender, self.player, self.loss, self.mine = offender, player, loss, mine
+
+
+def not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Return the name of the first floating tensor that holds NaN or infinity, or None."""
+    import torch
+    from torch.nn.utils import get_total_norm
+
+    floating = [(name, value.detach()) for name, value in named if value.is_floating_point()]
+    # The largest magnitude costs one pass and no name, and does not overflow; the search by name comes only after it.
+    if not floating or bool(torch.isfinite(get_total_norm([value for _, value in floating], math.inf))):
+        return None
+    return next((name for name, value in floating if not bool(torch.isfinite(value).all())), None)
 
 
 def finite(total: Tensor | float, named_parameters: Iterable[tuple[str, Tensor]]) -> str | None:
     """Return the name of the first tensor that holds NaN or infinity, or None when all numbers are finite.
 
     Call it after the backward pass and before the step. The order is that of cause: weights ("NAME"), the loss
-    ("loss"), gradients ("gradient of NAME"). Integer tensors are skipped.
+    ("loss"), gradients ("gradient of NAME"), then norms that overflow though each number is finite ("norm of the
+    gradients", "norm of the weights": above 1.8e19 in float32). Clipping by such a norm makes all gradients zero, and
+    Adam squares them: one of them would end in its moments as infinity. Integer tensors are skipped.
     """
     import torch
     from torch.nn.utils import get_total_norm
@@ -48,14 +74,32 @@ def finite(total: Tensor | float, named_parameters: Iterable[tuple[str, Tensor]]
     weights = [(name, value.detach()) for name, value in floating]
     gradients = [(f"gradient of {name}", value.grad) for name, value in floating if value.grad is not None]
     loss = torch.as_tensor(total).detach()
-    everything = [value for _, value in weights + gradients]
-    # A norm costs one pass and no name; the search by name, and the doubt of an overflown norm, come only after it.
-    if bool(torch.isfinite(loss).all()) and (not everything or bool(torch.isfinite(get_total_norm(everything)))):
+    wide = [
+        words
+        for words, group in (("norm of the gradients", gradients), ("norm of the weights", weights))
+        if group and not bool(torch.isfinite(get_total_norm([value for _, value in group])))
+    ]
+    if not wide and bool(torch.isfinite(loss).all()):
         return None
-    for name, value in [*weights, ("loss", loss), *gradients]:
-        if not bool(torch.isfinite(value).all()):
-            return name
-    return None
+    return not_finite([*weights, ("loss", loss), *gradients]) or wide[0]
+
+
+def check_step(offender: str | None, loss: float, player: str, device: Any = "cpu") -> None:
+    """Raise NotFinite on every rank when any of them has an offender, so that all take a step or none does.
+
+    `mine` is true where the loss itself is not finite, or, when no rank has such a loss, where there is an offender:
+    averaged gradients carry the trouble of one rank to all.
+    """
+    import torch
+
+    from selftaught.core.launch import all_reduce_sum
+
+    bad_loss = not math.isfinite(loss)
+    flags = torch.tensor([float(offender is not None), float(bad_loss)], device=device)
+    anywhere, losses = (float(x) for x in all_reduce_sum(flags))
+    if anywhere:
+        mine = bad_loss if losses else offender is not None
+        raise NotFinite(offender or "a number on another rank", player, loss, mine)
 
 
 class Collapse:
@@ -111,7 +155,7 @@ class Collapse:
             reason = f"All embeddings fall onto one point: their spread is {std_z:.2g}, healthy is near {healthy:.2g}."
             return "collapsing", f"{reason} {_POINT_ADVICE}"
         if entropy is None:
-            return None
+            return self._blind()
         if entropy < 0.05:
             reason = f"The teacher gives every picture one class: its entropy is {entropy:.1%} of the maximum."
             return "collapsing", f"{reason} {_ONE_HOT_ADVICE}"
@@ -123,9 +167,20 @@ class Collapse:
             return "collapsing", f"{reason} {_UNIFORM_ADVICE}"
         return None
 
+    def _blind(self) -> tuple[str, str] | None:
+        """A contrastive loss that stays where knowing nothing would put it."""
+        losses, uniform = self._history["loss"], self._recent("loss_uniform") or self.loss_uniform
+        if not uniform or self._points < WINDOW or statistics.median(losses) < 0.97 * uniform or _slope(losses)[0] < -3:
+            return None
+        reason = f"The loss {statistics.median(losses):.4g} stays at that of a model that knows nothing, {uniform:.4g}."
+        return "collapsing", f"{reason} {_BLIND_ADVICE}"
+
     def _diverging(self) -> tuple[str, str] | None:
-        losses = self._history["loss"]
-        median = statistics.median(losses)
+        losses, uniform = self._history["loss"], self._recent("loss_uniform") or self.loss_uniform
+        median, recent = statistics.median(losses), self._recent("loss")
+        if uniform and recent is not None and recent > 3 * uniform:
+            reason = f"The loss {recent:.4g} is {recent / uniform:.0f} times that of a model that knows nothing."
+            return "diverging", f"{reason} {_BLIND_ADVICE}"
         now = statistics.median(losses[-RECENT // 2 :])
         # Near a loss of zero half the median is less than the noise, so the rise must leave the noise as well.
         if now - median > max(0.5 * abs(median), 4 * _jitter(losses)):

@@ -137,6 +137,8 @@ class MAE(EncoderMethod):
             raise ValueError(
                 "mae needs a ViT backbone with the linear stem: a convolution would look into hidden patches"
             )
+        if c.batch_size // c.accumulate < 2:
+            raise ValueError("mae needs at least two pictures in each part of a batch: it keeps statistics over them")
         grid = c.image_px // c.patch_px
         self.decoder = Decoder(self.backbone.width, c.decoder_width, c.decoder_depth, c.decoder_heads, c.patch_px, grid)
         self.view = plain_view(c.image_px, scale=(c.crop_min, 1.0))

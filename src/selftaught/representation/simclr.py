@@ -10,6 +10,7 @@ Cost: two or three encoder passes a picture; `small` takes about ten minutes on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -104,6 +105,7 @@ class SimCLR(EncoderMethod):
         self.head = projector((self.backbone.width, config.head_width, config.head_out))
         self.turn_head = projector((self.backbone.width, config.head_width, 4)) if config.rotation > 0 else None
         c = config
+        self.loss_uniform = math.log(2 * (c.batch_size // c.accumulate) - 1) + c.rotation * math.log(4)
         px = c.view_px or c.image_px
         self.view = simclr_view(px, strength=c.strength, scale=(c.crop_min, 1.0))
         self.turned_view = replace(self.view, scale=(max(c.crop_min, 0.4), 1.0))
