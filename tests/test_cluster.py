@@ -221,9 +221,9 @@ def test_memory_does_not_grow_with_the_pictures(monkeypatch: pytest.MonkeyPatch,
         def image(self, i: int) -> np.ndarray:
             return np.full((256, 256, 3), i % 256, np.uint8)
 
-    class Mean:
+    class Wide:
         def embed(self, images: list[np.ndarray]) -> np.ndarray:
-            return np.stack([image.mean((0, 1)) for image in images]).astype(np.float32)
+            return np.stack([np.full(4096, image[0, 0, 0], np.float32) for image in images])
 
     monkeypatch.setattr(cluster, "GROUP_ROWS", 64)
     peaks = []
@@ -231,7 +231,7 @@ def test_memory_does_not_grow_with_the_pictures(monkeypatch: pytest.MonkeyPatch,
         task = task_of(tmp_path, "blank", tmp_path / "out")
         source = Blank(count)
         tracemalloc.start()
-        done = cluster.write_part(Mean(), task, cluster.Part(0, "", 0, count, "s"), source, tmp_path / "out" / "p.parquet")  # type: ignore[arg-type]
+        done = cluster.write_part(Wide(), task, cluster.Part(0, "", 0, count, "s"), source, tmp_path / "out" / "p.parquet")  # type: ignore[arg-type]
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert done.pictures == count

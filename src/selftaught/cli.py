@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import sys
@@ -179,16 +180,11 @@ def segment(
 
 def _engine(verb: str, engine: Engine, workers: int | None) -> Callable[..., Path]:
     """The function that does a verb, here or on a cluster."""
-    if engine == "ray":
-        from selftaught import cluster
-
-        return partial(getattr(cluster, verb), workers=workers)
-    if workers is not None:
+    if engine == "local" and workers is not None:
         raise ConfigError("--workers says how many processes a cluster gets.", do="Add --engine ray.")
-    from selftaught import apply
-
-    job: Callable[..., Path] = getattr(apply, verb)
-    return job
+    module = importlib.import_module("selftaught.cluster" if engine == "ray" else "selftaught.apply")
+    job: Callable[..., Path] = getattr(module, verb)
+    return partial(job, workers=workers) if engine == "ray" else job
 
 
 def methods(method: Positional[Annotated[str | None, arg(metavar="[METHOD]")]] = None) -> None:
