@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from measuring import write
 from PIL import Image
 
+from measuring import write
 from selftaught import apply, cluster
 from selftaught.core.config import read_json
 from selftaught.data.sources import open_data

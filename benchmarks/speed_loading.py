@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import alternating, ratio_row, write
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from measuring import alternating, ratio_row, write
 from selftaught.data.cache import ImageSet, build_cache
 from selftaught.data.sources import open_data
 from selftaught.nets.torchvision_ops import make_torchvision_importable
