@@ -18,6 +18,7 @@ import selftaught
 from selftaught.core.config import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
+_shown: dict[str, int] = {}
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -75,7 +76,7 @@ def processor() -> str:
 
 
 def write(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
-    """Write benchmarks/results/NAME.json, and the rows to the terminal."""
+    """Write benchmarks/results/NAME.json, and the rows that are new to the terminal."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     result = {
         "machine": f"{processor()}, {cores} cores, {torch.get_num_threads()} threads of torch",
@@ -85,8 +86,9 @@ def write(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
         "rows": rows,
     }
     write_json(RESULTS / f"{name}.json", result)
-    for row in rows:
+    for row in rows[_shown.get(name, 0) :]:
         values = ", ".join(f"{value:.4g}" for value in row["values"])
         interval = " to ".join(f"{end:.3g}" for end in row.get("ci95") or [])
         beside = ", ".join(f"{k} {v:.4g}" for k, v in (row.get("baselines") or {}).items())
         print(f"{row['method']}, {row['data']}: {row['score']} {values} ({interval or 'no interval'}); {beside}")
+    _shown[name] = len(rows)
