@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +25,7 @@ Run = Positional[Annotated[str, arg(metavar="RUN")]]
 Size = Literal["tiny", "small", "paper"]
 Need = UseAppendAction[Annotated[tuple[str, ...], arg(metavar="NAME=RUN")]]
 Limit = Annotated[int | None, arg(metavar="N")]
+Engine = Literal["local", "ray"]
 Format = Literal["coco", "masks", "npz", "onnx", "parquet", "yolo"]
 Switch = FlagCreatePairsOff[bool]
 
@@ -150,19 +153,19 @@ def evaluate(
     _print_scores(job(run, data, json=json, limit=limit))
 
 
-def embed(run: Run, data: Data, *, out: str) -> None:
+def embed(run: Run, data: Data, *, out: str, engine: Engine = "local", workers: Limit = None) -> None:
     """Write one feature vector per picture.
 
     Args:
         run: Folder of the run.
         data: Pictures to embed.
-        out: FILE.parquet or FILE.npz, with the keys path and embedding.
+        out: FILE.parquet or FILE.npz, with the keys path and embedding; with --engine ray a folder of Parquet files.
+        engine: local, or ray for many tar shards on a cluster ($RAY_ADDRESS, else this machine).
+        workers: Processes of --engine ray; all processors when not given.
     """
     _check_run(run)
     _check_data(data)
-    from selftaught.apply import embed as job
-
-    print(f"wrote {job(run, data, out)}")
+    print(f"wrote {_engine('embed', engine, workers)(run, data, out)}")
 
 
 def segment(
@@ -172,21 +175,33 @@ def segment(
     out: str,
     threshold: Annotated[float, arg(metavar="FRACTION")] = 0.5,
     min_area: Annotated[float, arg(metavar="FRACTION")] = 0.001,
+    engine: Engine = "local",
+    workers: Limit = None,
 ) -> None:
     """Write a soft mask per picture and the boxes of the objects found.
 
     Args:
         run: Folder of the run.
         data: Pictures to segment.
-        out: Folder for masks/STEM.png and objects.coco.json.
+        out: Folder for masks/STEM.png and objects.coco.json; with --engine ray for Parquet files that hold the same.
         threshold: A pixel belongs to an object above this value of the soft mask (0 to 1).
         min_area: Objects below this share of the picture are left out (0 to 1).
+        engine: local, or ray for many tar shards on a cluster ($RAY_ADDRESS, else this machine).
+        workers: Processes of --engine ray; all processors when not given.
     """
     _check_run(run)
     _check_data(data)
-    from selftaught.apply import segment as job
-
+    job = _engine("segment", engine, workers)
     print(f"wrote {job(run, data, out, threshold=threshold, min_area=min_area)}")
+
+
+def _engine(verb: str, engine: Engine, workers: int | None) -> Callable[..., Path]:
+    """The function that does a verb, here or on a cluster."""
+    if engine == "local" and workers is not None:
+        raise ConfigError("--workers says how many processes a cluster gets.", do="Add --engine ray.")
+    module = importlib.import_module("selftaught.cluster" if engine == "ray" else "selftaught.apply")
+    job: Callable[..., Path] = getattr(module, verb)
+    return partial(job, workers=workers) if engine == "ray" else job
 
 
 def methods(method: Positional[Annotated[str | None, arg(metavar="[METHOD]")]] = None) -> None:

@@ -54,7 +54,7 @@ class TarSource(Source):
         if not self.paths:
             raise DataError("no tar was given")
         self.name = name or PurePosixPath(self.paths[0].replace("\\", "/")).stem
-        self._states = [_tar_state(path) for path in self.paths]
+        self._states = [tar_state(path) for path in self.paths]
         samples: dict[str, _Sample] = {}
         for number in range(len(self.paths)):
             samples.update(self._index(number, samples))
@@ -293,7 +293,7 @@ def _remote(url: str) -> tuple[Any, str]:
         raise DataError(f"{url} cannot be opened ({error})", do="pip install 'selftaught[cloud]'") from error
 
 
-def _tar_state(path: str) -> str:
+def tar_state(path: str) -> str:
     """Return size and time of a tar as text, for the fingerprint."""
     if "://" in path:
         system, inner = _remote(path)

@@ -81,9 +81,9 @@ def decode(data: Readable, *, max_pixels: int = MAX_PIXELS, at_least_px: int | N
 def decode_resized(data: Readable, px: int, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode and stretch one picture to uint8 (px, px, 3); also return the (H, W) of the whole picture, upright.
 
-    Antialiased bilinear; JPEGs are decoded at a reduced size that keeps twice the pixels needed. Raises BadFile.
+    Antialiased bilinear; JPEGs are decoded at a reduced size of at least 4/3 of `px`. Raises BadFile.
     """
-    image, size = _load_rgb(data, max_pixels, 2 * px)
+    image, size = _load_rgb(data, max_pixels, -(-4 * px // 3))
     return np.array(_stretch(image, px)), size
 
 

@@ -280,12 +280,40 @@ def _open_folder(root: Path) -> Source:
         if all(named.values()) and (ending or all(entries[n].is_dir() for n in named.values())):
             return OfficialSplits(name, {part: kind(root / file) for part, file in named.items()})
     npz = sorted(n for n in entries if n.endswith(".npz"))
-    loose = any(PurePosixPath(n).suffix.lower() in SUFFIXES or entries[n].is_dir() for n in entries if n[0] != ".")
+    loose = _holds_pictures(entries)
     if tars and not loose:
         return TarSource([root / n for n in tars], name=name)
     if len(npz) == 1 and not loose:
         return NpzSource(root / npz[0], name=name)
     return FolderSource(root)
+
+
+def _holds_pictures(entries: dict[str, os.DirEntry[str]]) -> bool:
+    """Whether a folder holds pictures, or folders that may."""
+    return any(PurePosixPath(n).suffix.lower() in SUFFIXES or entries[n].is_dir() for n in entries if n[0] != ".")
+
+
+def tar_shards(data: Any) -> list[str]:
+    """Return the tars that `data` stands for, as `open_data` would read them, without opening any; [] for other data.
+
+    Official splits (train.tar and test.tar in one folder) are other data: their keys depend on the part.
+    """
+    if isinstance(data, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in data):
+        many = [os.fspath(item) for item in data]
+    elif isinstance(data, (str, os.PathLike)):
+        many = _expand(os.fspath(data).removeprefix("file://"))
+    else:
+        return []
+    if len(many) == 1 and "://" not in many[0]:
+        path = Path(many[0]).expanduser()
+        if path.is_dir():
+            entries = {entry.name: entry for entry in os.scandir(path)}
+            names = sorted(n for n in entries if n.endswith(".tar"))
+            split = all(_shards(names, PARTS[part]) for part in ("train", "test"))
+            other = split or _holds_pictures(entries) or any(n.endswith(".npz") for n in entries)
+            return [] if other else [str(path / n) for n in names]
+        many = [str(path)]
+    return many if all(one.endswith(".tar") for one in many) else []
 
 
 def _open_list_file(path: Path) -> Source:
