@@ -28,7 +28,7 @@ from torch import Tensor
 
 from selftaught import __version__
 from selftaught.core import checkpoint, launch
-from selftaught.core.config import digest, override, read_json, to_json, write_json
+from selftaught.core.config import digest, from_json, override, read_json, to_json, write_json
 from selftaught.core.errors import ConfigError, NumericError, RunError, SelftaughtError, suggest
 from selftaught.core.guards import Collapse, RunLock, SignalFlag, finite
 from selftaught.core.record import Recorder
@@ -36,7 +36,7 @@ from selftaught.core.seeds import batch_indices, seed_all
 from selftaught.core.tune import Plan, choose, describe
 from selftaught.data.cache import ImageSet, build_cache
 from selftaught.data.sources import BadFile, open_data
-from selftaught.loading import load_method, open_needs
+from selftaught.loading import BUILD_ERRORS, fill, load_method, open_needs, read_run
 from selftaught.method import Method, Player, Progress
 from selftaught.registry import load_class
 
@@ -136,24 +136,13 @@ def train(
 def resume(run: str | os.PathLike[str], steps: int | None = None, quiet: bool = False) -> Path:
     """Continue a run from its folder alone; `steps` may lengthen a run that is not finished or train it further."""
     run = Path(run)
-    if not (run / "config.json").exists():
-        raise RunError(
-            f"{run} is no run folder.", expected="a folder with config.json", do="Give the --out of a training."
-        )
-    saved = read_json(run / "config.json")
-    cls = load_class(saved["method"])
-    from selftaught.core.config import from_json
-
-    config = from_json(cls.Config, saved["config"])
+    saved = read_run(run)
+    config = from_json(load_class(saved.method).Config, saved.config)
     if steps is not None:
         config = replace(config, steps=steps)
-    if saved["data"].startswith("<"):
-        raise RunError(
-            f"{run} was trained on {saved['data']}.", do="Call selftaught.train again with the same objects."
-        )
-    job = Job(
-        saved["method"], saved["data"], run, saved["size"], saved["seed"], config, saved["needs"], saved["device"]
-    )
+    if saved.data.startswith("<"):
+        raise RunError(f"{run} was trained on {saved.data}.", do="Call selftaught.train again with the same objects.")
+    job = Job(saved.method, saved.data, run, saved.size, saved.seed, config, saved.needs, choose_device(saved.device))
     return run_job(job, quiet)
 
 
@@ -201,7 +190,7 @@ class Loop:
         needs = open_needs(job.out, job.needs)
         try:
             self.method: Method = load_class(job.method)(job.config, needs).to(job.device)
-        except ValueError as error:
+        except BUILD_ERRORS as error:
             raise ConfigError(f"These settings do not fit together: {error}") from error
         self.players: dict[str, Player] = self.method.players()
         self.step, self.skips, self.skips_in_row = 0, 0, 0
@@ -333,7 +322,7 @@ class Loop:
         """The plan of this run: from its folder when it has one, measured otherwise."""
         path = self.job.out / "plan.json"
         if path.exists():
-            return Plan(**read_json(path))
+            return from_json(Plan, read_json(path))
         if self.job.size == "tiny" or not self.players:
             plan = Plan(reason="a run this short does not pay for measuring")
         else:
@@ -373,12 +362,16 @@ class Loop:
     def restore(self, folder: Path) -> None:
         """Take up the run where a checkpoint left it."""
         tensors, state = checkpoint.load(folder)
-        self.method.load_state_dict(tensors.get("model", {}))
-        for name, optimizer in self.optimizers.items():
-            checkpoint.restore_optimizer(optimizer, tensors.get(f"optim.{name}", {}), state["optimizers"][name])
-        self.step, self.skips = state["step"], state["skips"]
-        self.verdict, self.reason = state["verdict"], state["reason"]
-        self.collapse.restore(state["collapse"])
+        fill(self.method, tensors.get("model", {}), folder)
+        try:
+            for name, optimizer in self.optimizers.items():
+                checkpoint.restore_optimizer(optimizer, tensors.get(f"optim.{name}", {}), state["optimizers"][name])
+            self.step, self.skips = int(state["step"]), int(state["skips"])
+            self.verdict, self.reason = str(state["verdict"]), str(state["reason"])
+            self.collapse.restore(state["collapse"])
+        except (*BUILD_ERRORS, AttributeError) as error:
+            raise RunError(f"{folder}/{checkpoint.STATE} is not of this run.", why=f"{error!r}",
+                           do="Remove that checkpoint; the one before it is used then.") from error  # fmt: skip
 
     def finish(self) -> None:
         """Save the end, and draw the pictures a person should look at."""

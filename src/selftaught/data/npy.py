@@ -95,7 +95,7 @@ def _array(stream: BinaryIO, size: int) -> np.ndarray:
     if count > _memory_bytes():
         raise ValueError(f"an array of {count:,} bytes does not fit into the memory of this machine")
     flat = np.empty(count, np.uint8)
-    view, done = memoryview(flat), 0
+    view, done = flat.data, 0
     while done < count:
         got = stream.readinto(view[done : done + _CHUNK])  # type: ignore[attr-defined]
         if not got:

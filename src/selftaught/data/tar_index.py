@@ -103,6 +103,8 @@ def members(stream: BinaryIO, index: Index, max_members: int) -> Iterator[tuple[
     while True:
         stream.seek(at)
         header = stream.read(BLOCK)
+        if at > end:
+            raise Broken("it is cut off")
         if not header.strip(b"\0"):
             if at == 0:
                 raise Broken("it begins with no header")
