@@ -294,7 +294,7 @@ def _text(facts: dict[str, Any], *names: str) -> str | None:
     for name in names:
         value = facts.get(name)
         if isinstance(value, str) and value:
-            return value
+            return value.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair could not be written
     return None
 
 

@@ -101,6 +101,10 @@ def _array(stream: BinaryIO, size: int) -> np.ndarray:
         if not got:
             raise ValueError("it is cut off")
         done += got
+    if dtype.kind == "U":
+        letters = flat.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+        if ((letters > 0x10FFFF) | ((letters >= 0xD800) & (letters < 0xE000))).any():
+            raise ValueError("an array of text with letters that do not exist")
     values = flat.view(dtype) if dtype.itemsize else np.zeros(math.prod(shape), dtype)
     return values.reshape(shape, order="F" if by_column else "C")
 

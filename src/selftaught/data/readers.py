@@ -233,6 +233,9 @@ def _refuse_hidden_work(image: Image.Image, stream: BinaryIO, max_pixels: int) -
             raise BadFile("broken TIFF file (its tiles have no size)") from error
         if tile[0] * tile[1] > max_pixels:
             raise BadFile(f"tiles of {tile[0]}x{tile[1]}, more than {max_pixels / 1e6:g} million pixels")
+        covered = sum((right - left) * (below - top) for _, (left, top, right, below), *_ in image.tile)
+        if covered < image.width * image.height:  # the rest would be made up
+            raise BadFile(f"truncated TIFF file (it has {covered} of {image.width * image.height} pixels)")
 
 
 def _load_pixels(image: Image.Image) -> None:

@@ -163,8 +163,9 @@ class ListSource(Source):
         self.name = name
         if not self.paths:
             raise DataError("the list of pictures is empty", do="give at least one path")
-        if not any(path.exists() for path in self.paths):
-            raise DataError(f"none of the {len(self.paths)} listed pictures exists, for example {self.paths[0]}")
+        if not any(map(os.path.exists, self.paths)):  # Path.exists raises for names that are too long
+            example = str(self.paths[0])[:300]
+            raise DataError(f"none of the {len(self.paths)} listed pictures exists, for example {example}")
         if len(given) > len(self.paths):
             self.notes.append(f"{len(given) - len(self.paths)} paths were listed more than once and are taken once")
         base = os.path.commonpath([str(path.parent) for path in self.paths]) if _same_drive(self.paths) else ""
@@ -245,9 +246,9 @@ def _open_path(text: str) -> Source:
             )
         return TarSource(many, name=PurePosixPath(many[0]).stem)
     path = _at_home(many[0])
-    if path.is_dir():
+    if os.path.isdir(path):
         return _open_folder(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise _missing(path)
     suffix = path.suffix.lower()
     if suffix == ".tar":
