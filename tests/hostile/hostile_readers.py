@@ -215,25 +215,54 @@ def fuzz_list(folder: Path) -> Case:
     return case
 
 
-def every_reader() -> dict[str, Callable[[Path], Case]]:
-    import hostile_run_readers as runs
+def misbehave(way: str) -> Callable[[Path], Case]:
+    """A reader that is wrong in one way from its thirtieth case on, to show that the test would see it."""
 
-    pictures = {kind.lower(): fuzz_picture(kind) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM")}
-    return {**pictures, "npz": fuzz_npz, "tar": fuzz_tar, "list": fuzz_list, **runs.READERS}
+    def start(folder: Path) -> Case:
+        kept: list[bytes] = []
+        calls = 0
+
+        def case(draw: random.Random) -> None:
+            nonlocal calls
+            calls += 1
+            if calls < 30:
+                return
+            if way == "aborts":
+                os.abort()
+            while way == "spins":
+                calls += 1
+            if way == "hoards":
+                kept.append(bytes([1]) * 2**24)
+            if way == "raises":
+                raise ValueError("not an error of ours")
+
+        return case
+
+    return start
 
 
+STARTS: dict[str, Callable[[Path], Case]] = {
+    **{kind: fuzz_picture(kind.upper()) for kind in ("jpeg", "png", "webp", "tiff", "gif", "bmp", "ppm")},
+    "npz": fuzz_npz, "tar": fuzz_tar, "list": fuzz_list,
+    **{way: misbehave(way) for way in ("aborts", "spins", "hoards", "raises")},
+}  # fmt: skip
 NAMES = ("jpeg", "png", "webp", "tiff", "gif", "bmp", "ppm", "npz", "tar", "list", "checkpoint", "config.json", "learn.json",
          "plan.json", "metrics.jsonl", "lock.json", "index.json", "journal.jsonl")  # fmt: skip
-LIGHT = NAMES[:10]
-"""Readers that need no torch."""
 
 
-def run(name: str, first: int, count: int, folder: Path) -> dict[str, Any]:
+def reader(name: str) -> Callable[[Path], Case]:
+    """The fuzzer of a name; those of run folders import torch, so they are looked up only when asked for."""
+    if name in STARTS:
+        return STARTS[name]
+    from hostile_run_readers import READERS
+
+    return READERS[name]
+
+
+def run(name: str, first: int, count: int, folder: Path, case_s: float = CASE_S) -> dict[str, Any]:
     """Run cases `first` to `first + count` and return what happened."""
-    starts = {kind: fuzz_picture(kind.upper()) for kind in LIGHT[:7]} | {"npz": fuzz_npz, "tar": fuzz_tar, "list": fuzz_list}
-    case = (starts if name in LIGHT else every_reader())[name](folder)
+    case = reader(name)(folder)
     faulthandler.register(signal.SIGPROF, chain=True)  # says where, then the signal ends the process
-    told = os.open(folder / "at", os.O_WRONLY | os.O_CREAT)
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
     if pages:
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY_BYTES,) * 2)
@@ -241,9 +270,9 @@ def run(name: str, first: int, count: int, folder: Path) -> dict[str, Any]:
     failures: list[str] = []
     slowest, before = 0.0, 0
     for number in range(first, first + count):
-        os.pwrite(told, b"%-12d" % number, 0)
+        os.pwrite(sys.stdin.fileno(), b"%-12d" % number, 0)  # the test gives a file as standard input
         faulthandler.dump_traceback_later(WAIT_S, exit=True)
-        signal.setitimer(signal.ITIMER_PROF, CASE_S)
+        signal.setitimer(signal.ITIMER_PROF, case_s)
         begin = time.process_time()
         try:
             case(random.Random(f"{name}:{number}"))
@@ -266,4 +295,5 @@ def run(name: str, first: int, count: int, folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        print(json.dumps(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(place))))
+        seconds = float(sys.argv[4]) if len(sys.argv) > 4 else CASE_S
+        print(json.dumps(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(place), seconds)))
