@@ -4,6 +4,7 @@
 #   make bench PICTURES=cifar10                   speed of the cuts; representation methods, three seeds, on labelled pictures
 #   make speed PICTURES=cifar10                   speed and memory beside others, about an hour on a quiet machine
 #   make test | lint | docs | clean
+#   make nightly                                  the tests that take hours
 
 PYTHON  ?= python3
 DATA    ?= sample:things
@@ -19,7 +20,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet 
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help learn test lint bench speed docs clean
+.PHONY: help learn test nightly lint bench speed docs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,6 +50,9 @@ lint: $(VENV)/.installed-dev
 # One torch thread per worker: two workers with two threads each on two processors are slower than one.
 test: lint
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+nightly: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly -n $(WORKERS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/cut_speed.py

@@ -271,6 +271,28 @@ def export(
         print(f"wrote {path}")
 
 
+def weights(
+    action: Positional[Annotated[Literal["import"], arg(metavar="import")]],
+    file: Positional[Annotated[str, arg(metavar="FILE.pth")]],
+    *,
+    out: str,
+    key: Annotated[str | None, arg(metavar="KEY")] = None,
+    strip_prefix: Annotated[str, arg(metavar="PREFIX")] = "",
+) -> None:
+    """`selftaught weights import FILE.pth --out FILE.safetensors` converts foreign weights in a limited process.
+
+    Args:
+        action: The word import.
+        file: File of another program (.pth, .pt, .ckpt, .bin); it is not trusted.
+        out: FILE.safetensors to write.
+        key: Entry of nested dictionaries that holds the tensors, e.g. teacher or model.backbone.
+        strip_prefix: Taken off the beginning of the names that have it, e.g. "module.".
+    """
+    from selftaught.core.foreign import import_weights, lines
+
+    print("\n".join(lines(import_weights(file, out, key, strip_prefix))))
+
+
 def doctor() -> None:
     """Look at this machine: Python, torch, threads, bf16, memory, disk, cache, optional packages."""
     from selftaught.doctor import examine, lines
@@ -283,7 +305,9 @@ def doctor() -> None:
 
 VERBS: dict[str, Callable[..., None]] = {
     verb.__name__: verb
-    for verb in (learn, train, resume, replay, evaluate, embed, segment, methods, data, export, doctor)
+    for verb in (
+        learn, train, resume, replay, evaluate, embed, segment, methods, data, export, weights, doctor,
+    )  # fmt: skip
 }
 
 

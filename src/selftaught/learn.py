@@ -152,13 +152,16 @@ def plan_stages(
     names = {"features": learner.method, "masks": "selfmask"}
     if path.exists():
         kept = read_json(path)
-        changed = [k for k in asked if kept["asked"].get(k) != asked[k]]
+        before, trained = kept.get("asked"), kept.get("stages")
+        if not isinstance(before, dict) or not isinstance(trained, dict) or set(trained) != set(names):
+            raise RunError(f"{path} is damaged.", expected="what `selftaught learn` writes", do="Choose another --out.")
+        changed = [k for k in asked if before.get(k) != asked[k]]
         if changed:
-            texts = ", ".join(f"{k}={kept['asked'].get(k)!r}" for k in changed)
+            texts = ", ".join(f"{k}={before.get(k)!r}" for k in changed)
             raise RunError(
                 f"{out} holds another job, with {texts}.", do="Choose another --out, or repeat the first command."
             )
-        return {k: Stage(names[k], from_json(load_class(names[k]).Config, c)) for k, c in kept["stages"].items()}
+        return {k: Stage(names[k], from_json(load_class(names[k]).Config, c)) for k, c in trained.items()}
     masks = replace(base_config(names["masks"], asked["size"], data), image_px=learner.config.image_px)
     stages = {"features": learner, "masks": Stage(names["masks"], masks)}
     if asked["minutes"] is not None:
@@ -231,5 +234,5 @@ def finish(out: Path, data: Any, images: ImageSet, seconds: dict[str, float]) ->
 def keep_seconds(out: Path, seconds: dict[str, float]) -> None:
     """Add this start's times to those of earlier ones."""
     path = out / "seconds.json"
-    before = read_json(path) if path.exists() else {}
+    before = {k: v for k, v in read_json(path).items() if isinstance(v, float)} if path.exists() else {}
     write_json(path, {k: round(before.get(k, 0.0) + seconds.get(k, 0.0), 1) for k in {**before, **seconds}})

@@ -38,7 +38,7 @@ from selftaught.core.tune import Plan, choose, describe
 from selftaught.core.undo import Undo
 from selftaught.data.cache import ImageSet, build_cache
 from selftaught.data.sources import open_data
-from selftaught.loading import load_method, open_needs
+from selftaught.loading import BUILD_ERRORS, fill, load_method, open_needs, read_run
 from selftaught.method import Method, Player, Progress
 from selftaught.registry import load_class
 from selftaught.settings import base_config, check_numbers, choose_device, parse_needs, relative_to_run
@@ -136,22 +136,13 @@ def train(
 def resume(run: str | os.PathLike[str], steps: int | None = None, quiet: bool = False) -> Path:
     """Continue a run from its folder alone; `steps` may lengthen a run that is not finished or train it further."""
     run = Path(run)
-    if not (run / "config.json").exists():
-        raise RunError(
-            f"{run} is no run folder.", expected="a folder with config.json", do="Give the --out of a training."
-        )
-    saved = read_json(run / "config.json")
-    cls = load_class(saved["method"])
-    config = from_json(cls.Config, saved["config"])
+    saved = read_run(run)
+    config = from_json(load_class(saved.method).Config, saved.config)
     if steps is not None:
         config = replace(config, steps=steps)
-    if saved["data"].startswith("<"):
-        raise RunError(
-            f"{run} was trained on {saved['data']}.", do="Call selftaught.train again with the same objects."
-        )
-    job = Job(
-        saved["method"], saved["data"], run, saved["size"], saved["seed"], config, saved["needs"], saved["device"]
-    )
+    if saved.data.startswith("<"):
+        raise RunError(f"{run} was trained on {saved.data}.", do="Call selftaught.train again with the same objects.")
+    job = Job(saved.method, saved.data, run, saved.size, saved.seed, config, saved.needs, choose_device(saved.device))
     return run_job(job, quiet)
 
 
@@ -199,7 +190,7 @@ class Loop:
         needs = open_needs(job.out, job.needs)
         try:
             self.method: Method = load_class(job.method)(job.config, needs).to(job.device)
-        except ValueError as error:
+        except BUILD_ERRORS as error:
             raise ConfigError(f"These settings do not fit together: {error}") from error
         self.folder = checkpoint.latest(self.checkpoints, recorder.say)
         if self.folder is None:
@@ -355,7 +346,7 @@ class Loop:
         """The plan of this run: from its folder when it has one, measured otherwise."""
         path = self.job.out / "plan.json"
         if path.exists():
-            return Plan(**read_json(path))
+            return from_json(Plan, read_json(path))
         if self.job.size == "tiny" or not self.players:
             plan = Plan(reason="a run this short does not pay for measuring")
         else:
@@ -405,13 +396,18 @@ class Loop:
     def restore(self, folder: Path) -> None:
         """Take up the run where a checkpoint left it."""
         tensors, state = checkpoint.load(folder)
-        self.method.load_state_dict(tensors.get("model", {}))
-        for name, optimizer in self.optimizers.items():
-            checkpoint.restore_optimizer(optimizer, tensors.get(f"optim.{name}", {}), state["optimizers"][name])
-        self.step, self.skips, self.skips_in_row = state["step"], state["skips"], state.get("skips_in_row", 0)
-        self.verdict, self.reason = state["verdict"], state["reason"]
-        self.collapse.restore(state["collapse"])
-        self.settled = state.get("settled", False) and self.step >= self.total
+        fill(self.method, tensors.get("model", {}), folder)
+        try:
+            for name, optimizer in self.optimizers.items():
+                checkpoint.restore_optimizer(optimizer, tensors.get(f"optim.{name}", {}), state["optimizers"][name])
+            self.step, self.skips = int(state["step"]), int(state["skips"])
+            self.skips_in_row = int(state.get("skips_in_row", 0))
+            self.verdict, self.reason = str(state["verdict"]), str(state["reason"])
+            self.collapse.restore(state["collapse"])
+            self.settled = bool(state.get("settled", False)) and self.step >= self.total
+        except (*BUILD_ERRORS, AttributeError) as error:
+            raise RunError(f"{folder}/{checkpoint.STATE} is not of this run.", why=f"{error!r}",
+                           do="Remove that checkpoint; the one before it is used then.") from error  # fmt: skip
 
     def finish(self) -> None:
         """Settle and save the end, and draw the pictures a person should look at."""

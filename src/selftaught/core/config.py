@@ -10,6 +10,7 @@ import inspect
 import json
 import math
 import os
+import stat
 import textwrap
 import types
 import typing
@@ -21,6 +22,7 @@ from selftaught.core.errors import EXIT_DISK, ConfigError, RunError, suggest
 
 C = TypeVar("C")
 
+MAX_JSON_BYTES = 64 * 2**20
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _NONE = {"none", "null", ""}
@@ -111,9 +113,14 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a JSON object; raises RunError naming the file when it is absent, unreadable or corrupt."""
+    """Read a JSON object; raises RunError naming the file when it is absent, unreadable, huge or corrupt."""
     path = Path(path)
     try:
+        info = path.stat()
+        # Opening a pipe would wait for ever, and reading a device would never end.
+        if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_JSON_BYTES:
+            expected = f"a file of at most {MAX_JSON_BYTES // 2**20} MB"
+            raise RunError(f"{path} is not read.", expected=expected, why=f"it has {info.st_size} bytes")
         values = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise RunError(f"Cannot read {path}.", why=error.strerror or str(error)) from error

@@ -310,7 +310,7 @@ class RunLock:
             owner = json.loads(text)
             pid, owner_host = int(owner["pid"]), str(owner["host"])
             birth, started = str(owner["birth"]), str(owner["started_utc"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return  # empty or torn: its writer died before it had the lock
         if owner_host == host and not process_alive(pid, birth):
             return

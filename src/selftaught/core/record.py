@@ -175,7 +175,7 @@ def _belongs(line: bytes, step: int | None) -> bool:
     try:
         values = json.loads(line)
         return isinstance(values, dict) and (step is None or int(values["step"]) <= step)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return False
 
 

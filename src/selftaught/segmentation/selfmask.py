@@ -35,6 +35,9 @@ from selftaught.segmentation.cut import overlay
 from selftaught.segmentation.tokencut import TokenCut, tokencut_masks
 from selftaught.segmentation.voting import centred, pseudo_mask_file, spectral_candidates, vote
 
+SETTLE_PICTURES = 1024
+"""Training pictures on which the value that cuts the masks is found."""
+
 
 @dataclass(frozen=True)
 class SelfMaskConfig(TrainConfig):
@@ -83,6 +86,17 @@ def otsu(soft: Tensor, bins: int = 32) -> Tensor:
     outside = (values * (1 - above)).mean(2) / (1 - share).clamp(min=1e-6)
     between = share * (1 - share) * (inside - outside).square()
     return levels[0, between.argmax(1), 0].view(-1, 1, 1, 1)
+
+
+def largest(soft: Tensor, share: Tensor) -> Tensor:
+    """1 where a value is among the `share` (B,) largest of its map, 0 elsewhere: (B, 1, h, w) to the same.
+
+    Of the network's own answer only the order is trusted when it corrects its targets, not the area: masks that are cut at a
+    fixed value grow from step to step.
+    """
+    flat = soft.flatten(1)
+    rank = flat.argsort(1, descending=True).argsort(1)
+    return (rank < (share * flat.shape[1]).round()[:, None]).to(soft.dtype).view_as(soft)
 
 
 def ranking_loss(scores: Tensor, dice: Tensor) -> Tensor:
@@ -214,7 +228,7 @@ class SelfMask(Method):
         "tiny": SelfMaskConfig(image_px=32, batch_size=16, steps=20, decoder_width=16, decoder_depth=1, queries=3),
         "small": SelfMaskConfig(
             image_px=96, batch_size=64, steps=600, lr=2e-3, weight_decay=0.01, clip_norm=1.0, encoder_lr_frac=0.0,
-            teacher="border",
+            teacher="border", queries=4,
         ),
         "paper": SelfMaskConfig(
             image_px=224, batch_size=8, steps=15_800, lr=6e-6, weight_decay=0.01, queries=20, decoder_width=384,
@@ -225,6 +239,8 @@ class SelfMask(Method):
         image_px=32, batch_size=64, steps=600, lr=2e-3, weight_decay=0.01, clip_norm=1.0, encoder_lr_frac=0.0, teacher="border"
     )
     config: SelfMaskConfig
+    part: Tensor
+    """The value in (0, 1) of the network's answer that is 0.5 in a mask."""
 
     def __init__(self, config: SelfMaskConfig, needs: Mapping[str, Any] | None = None):
         super().__init__(config, needs)
@@ -241,6 +257,7 @@ class SelfMask(Method):
             encoder, config.decoder_width, config.queries, config.decoder_depth, config.encoder_lr_frac == 0
         )
         self.average = EMA(self.net)
+        self.register_buffer("part", torch.tensor(0.5))
         self.image_px = config.image_px
         self.pseudo: np.ndarray[Any, Any] | None = None
 
@@ -281,7 +298,7 @@ class SelfMask(Method):
         weight = c.correct_weight * min(max((progress.frac - c.correct_from) / 0.2, 0.0), 1.0)
         if weight > 0:
             own = self.answer(self.average.module, batch["pictures"])[:, None]
-            target = (1 - weight) * target + weight * (own > otsu(own)).float()
+            target = (1 - weight) * target + weight * largest(own, (target > 0.5).float().mean((1, 2, 3)))
         target = crop_resize(target.expand(-1, 3, -1, -1), batch["boxes"], c.image_px // 2)
         target = hflip(target, batch["flips"])[:, :1]
         masks, scores = self.net(batch["images"])
@@ -301,6 +318,19 @@ class SelfMask(Method):
         self.average.update(self.net, min(self.config.ema, (1 + progress.step) / (10 + progress.step)))
 
     @torch.no_grad()
+    def settle(self, images: Any) -> None:
+        """Move 0.5 to where the masks of training pictures cover as much as the pseudo-masks do: noisy targets make soft masks large."""
+        if self.pseudo is None:
+            raise RuntimeError("begin() makes the pseudo-masks before training")
+        chosen = np.unique(np.linspace(0, len(images) - 1, min(SETTLE_PICTURES, len(images))).astype(int))
+        soft = []
+        for rows in np.array_split(chosen, -(-len(chosen) // 64)):
+            found = self.answer(self.average.module, images.batch(rows).float() / 255)
+            soft.append(found[:, ::2, ::2].flatten().numpy())
+        covered = float((self.pseudo[chosen] > 127).mean())
+        self.part.fill_(float(np.clip(np.quantile(np.concatenate(soft), 1 - covered), 0.02, 0.98)))
+
+    @torch.no_grad()
     def answer(self, net: nn.Module, images: Tensor) -> Tensor:
         """The best-ranked query's mask (B, S, S) in [0, 1] of (B, 3, S, S) pictures, in evaluation mode."""
         was_training = net.training
@@ -318,9 +348,7 @@ class SelfMask(Method):
         if tuple(size) != (self.image_px, self.image_px):
             images = nn.functional.interpolate(images, (self.image_px, self.image_px), mode="bilinear", antialias=True)
         mask = self.answer(self.average.module, images.clamp(0, 1))[:, None]
-        # Where the picture's own values part becomes 0.5, if that is higher: what noisy teachers agree on is too large at 0.5.
-        part = otsu(mask).clamp(min=0.5)
-        mask = (mask.logit(1e-6) - part.logit()).sigmoid()[:, 0]
+        mask = (mask.logit(1e-6) - self.part.logit(1e-6)).sigmoid()[:, 0]
         return resize(mask[:, None], size)[:, 0] if tuple(size) != mask.shape[-2:] else mask
 
     def evaluate(self, data: EvalData) -> dict[str, Score]:
