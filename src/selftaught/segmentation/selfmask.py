@@ -88,15 +88,12 @@ def otsu(soft: Tensor, bins: int = 32) -> Tensor:
     return levels[0, between.argmax(1), 0].view(-1, 1, 1, 1)
 
 
-def largest(soft: Tensor, share: Tensor) -> Tensor:
-    """1 where a value is among the `share` (B,) largest of its map, 0 elsewhere: (B, 1, h, w) to the same.
-
-    Of the network's own answer only the order is trusted when it corrects its targets, not the area: masks that are cut at a
-    fixed value grow from step to step.
-    """
-    flat = soft.flatten(1)
-    rank = flat.argsort(1, descending=True).argsort(1)
-    return (rank < (share * flat.shape[1]).round()[:, None]).to(soft.dtype).view_as(soft)
+def largest(soft: Tensor, share: float) -> Tensor:
+    """1 where a value is among the `share` largest of the whole batch, 0 elsewhere: (B, 1, h, w) to the same."""
+    count = round(share * soft.numel())
+    out = torch.zeros_like(soft).flatten()
+    out[soft.flatten().topk(count).indices] = 1.0
+    return out.view_as(soft)
 
 
 def ranking_loss(scores: Tensor, dice: Tensor) -> Tensor:
@@ -298,7 +295,9 @@ class SelfMask(Method):
         weight = c.correct_weight * min(max((progress.frac - c.correct_from) / 0.2, 0.0), 1.0)
         if weight > 0:
             own = self.answer(self.average.module, batch["pictures"])[:, None]
-            target = (1 - weight) * target + weight * largest(own, (target > 0.5).float().mean((1, 2, 3)))
+            # Cut where the values part, but never to more than the pseudo-masks cover: masks would grow from step to step.
+            corrected = largest(own, float((target > 0.5).float().mean())) * (own > otsu(own))
+            target = (1 - weight) * target + weight * corrected
         target = crop_resize(target.expand(-1, 3, -1, -1), batch["boxes"], c.image_px // 2)
         target = hflip(target, batch["flips"])[:, :1]
         masks, scores = self.net(batch["images"])
