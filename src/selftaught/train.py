@@ -39,14 +39,15 @@ from selftaught.data.sources import BadFile, open_data
 from selftaught.loading import load_method, open_needs
 from selftaught.method import Method, Player, Progress
 from selftaught.registry import load_class
+from selftaught.run_folder import refuse_folder
 
 SCHEMA = 1
 SAVE_EVERY_S = 60.0
+SAVE_FRAC = 0.05
+"""Largest share of the time that saving may take: where one save needs more, saves become rarer."""
 MAX_SKIPS = 3
 SMALL_PX = 48
 """Pictures whose shorter side has at most so many pixels are learned at 32 px at size `small`."""
-BEFORE_START = {"needs", "lock.json", "log.txt", "plan.json"}
-"""What a run folder may hold before its first start: a start that was refused, or a plan that was measured, leaves it there."""
 BUILD_STEP = 10**12
 """The 'step' that seeds the weights; no training gets that far."""
 
@@ -123,20 +124,14 @@ def train(
     given = parse_needs(need, cls.needs)
     needs = {name: relative_to_run(given[name], out) if name in given else f"needs/{name}" for name in cls.needs}
     job = Job(method, data, out, size, seed, config, needs, choose_device(device))
-    existing = out / "config.json"
-    if existing.exists():
-        refuse_other(read_json(existing), job)
-    elif out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= BEFORE_START):
-        raise RunError(
-            f"{out} exists and is no run folder.", expected="a new or empty folder", do="Choose another --out."
-        )
+    refuse_folder(out, job.to_json())
     return run_job(job, quiet)
 
 
 def resume(run: str | os.PathLike[str], steps: int | None = None, quiet: bool = False) -> Path:
     """Continue a run from its folder alone; `steps` may lengthen a run that is not finished or train it further."""
     run = Path(run)
-    if not (run / "config.json").exists():
+    if not os.path.exists(run / "config.json"):
         raise RunError(
             f"{run} is no run folder.", expected="a folder with config.json", do="Give the --out of a training."
         )
@@ -167,6 +162,8 @@ def run_job(job: Job, quiet: bool) -> Path:
     lock = RunLock(job.out) if rank == 0 else None
     if lock:
         lock.__enter__()
+        for folder in (job.out, job.out / "checkpoints", job.out / "pictures"):
+            checkpoint.remove_stale(folder)
     try:
         with Recorder(job.out, job.config.steps, quiet or rank > 0, job.config.batch_size * world) as recorder:
             if images.bad:
@@ -208,7 +205,8 @@ class Loop:
         self.plan = Plan()
         self.collapse = Collapse(self.total)
         self.log_every = max(1, self.total // 200)
-        self.saved_at = time.monotonic()
+        self.started_at = self.saved_at = time.monotonic()
+        self.save_s, self.saving_s = 0.0, 0.0
         self.verdict, self.reason = "starting", ""
 
     def run(self) -> None:
@@ -236,9 +234,14 @@ class Loop:
                     self.save()
                     raise Stopped(f"Stopped at step {self.step} of {self.total}; the state is saved.",
                                   do=f"selftaught resume {self.job.out}", exit_code=flag.requested)  # fmt: skip
-                if time.monotonic() - self.saved_at > SAVE_EVERY_S:
+                if self.save_due():
                     self.save()
         self.finish()
+
+    def save_due(self) -> bool:
+        """Whether the interval is over: SAVE_EVERY_S, or longer where a save takes more than its share of that."""
+        interval_s = max(SAVE_EVERY_S, self.save_s / SAVE_FRAC) if SAVE_EVERY_S > 0 else 0.0
+        return time.monotonic() - self.saved_at >= interval_s
 
     def one_step(self) -> None:
         """Do one step of every player, then what comes after it."""
@@ -358,6 +361,7 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint: the state dict, the optimisers, and where the run is."""
+        begin = time.monotonic()
         tensors: dict[str, dict[str, Tensor]] = {"model": dict(self.method.state_dict())}
         optimizers = {}
         for name, optimizer in self.optimizers.items():
@@ -367,8 +371,11 @@ class Loop:
             "verdict": self.verdict, "reason": self.reason, "config": digest(self.job.config), "done": self.step >= self.total,
         }  # fmt: skip
         if self.rank == 0:
+            self.recorder.sync()
             checkpoint.save(self.checkpoints, self.step, {k: v for k, v in tensors.items() if v}, state)
         self.saved_at = time.monotonic()
+        self.save_s = self.saved_at - begin
+        self.saving_s += self.save_s
 
     def restore(self, folder: Path) -> None:
         """Take up the run where a checkpoint left it."""
@@ -382,12 +389,14 @@ class Loop:
 
     def finish(self) -> None:
         """Save the end, and draw the pictures a person should look at."""
-        done = checkpoint.latest(self.checkpoints)
+        done = checkpoint.latest(self.checkpoints, lambda text: None)  # the start has named what is damaged
         if done is None or int(done.name.removesuffix(".old").split("-")[1]) != self.step:
             self.save()
         if self.rank == 0:
             draw_pictures(load_method(self.job.out), self.images, self.job.out)
             self.recorder.say(f"done: {self.step} steps, health: {self.verdict}. {self.reason}".rstrip())
+            share = self.saving_s / (time.monotonic() - self.started_at)
+            self.recorder.say(f"saving took {self.saving_s:.2g} s, {share:.1%} of the time")
 
 
 def draw_pictures(method: Method, images: ImageSet, out: Path, count: int = 12) -> None:
@@ -441,24 +450,6 @@ def relative_to_run(path: Path, run: Path) -> str:
     """How config.json names a needed run: relative when it lies beside or below the run, so that both can be moved."""
     path, run = path.resolve(), run.resolve()
     return os.path.relpath(path, run) if path.is_relative_to(run.parent) else str(path)
-
-
-def refuse_other(saved: dict[str, Any], job: Job) -> None:
-    """Raise RunError when a folder holds a run with other settings than asked for."""
-    new = job.to_json()
-    for key in ("method", "data", "seed", "config", "needs"):
-        if saved.get(key) != new[key]:
-            old_text, new_text = difference(saved.get(key), new[key])
-            raise RunError(f"{job.out} holds another run: its {key} is {old_text}, asked for is {new_text}.",
-                           do="Choose another --out, or continue that run with `selftaught resume`.")  # fmt: skip
-
-
-def difference(old: Any, new: Any) -> tuple[str, str]:
-    """The part in which two JSON values differ, as text."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-        return ", ".join(f"{k}={old.get(k)}" for k in keys), ", ".join(f"{k}={new.get(k)}" for k in keys)
-    return repr(old), repr(new)
 
 
 def choose_device(device: str) -> str:

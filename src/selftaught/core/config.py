@@ -24,6 +24,8 @@ C = TypeVar("C")
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _NONE = {"none", "null", ""}
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors that mean a full disk or a used-up quota."""
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
 def write_error(path: Path, size_bytes: int, error: OSError) -> RunError:
     """Return the RunError for a failed write of `size_bytes` to `path`; exit code 5 when the disk or quota is full."""
     why = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return RunError(
             f"The disk is full: cannot write {size_bytes} bytes to {path}.",
             why=why,
