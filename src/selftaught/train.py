@@ -393,10 +393,12 @@ class Loop:
         if done is None or int(done.name.removesuffix(".old").split("-")[1]) != self.step:
             self.save()
         if self.rank == 0:
+            seed_all(self.job.seed, 0, BUILD_STEP + 2)  # the same pictures, whatever was drawn before
             draw_pictures(load_method(self.job.out), self.images, self.job.out)
             self.recorder.say(f"done: {self.step} steps, health: {self.verdict}. {self.reason}".rstrip())
-            share = self.saving_s / (time.monotonic() - self.started_at)
-            self.recorder.say(f"saving took {self.saving_s:.2g} s, {share:.1%} of the time")
+            if self.saving_s:
+                share = self.saving_s / (time.monotonic() - self.started_at)
+                self.recorder.say(f"saving took {self.saving_s:.2g} s, {share:.1%} of the time")
 
 
 def draw_pictures(method: Method, images: ImageSet, out: Path, count: int = 12) -> None:

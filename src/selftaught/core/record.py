@@ -82,8 +82,10 @@ class Recorder:
     def sync(self) -> None:
         """Flush the metrics to the disk, so that no checkpoint outlives the lines that belong before it."""
         try:
-            with open(self.run_dir / "metrics.jsonl", "ab") as file:
+            with open(self.run_dir / "metrics.jsonl", "rb+") as file:
                 os.fsync(file.fileno())
+        except FileNotFoundError:  # nothing was written yet
+            return
         except OSError as error:
             raise write_error(self.run_dir / "metrics.jsonl", 0, error) from error
 
