@@ -163,14 +163,20 @@ def test_any_operation_of_a_training_may_fail(data: Path, tmp_path: Path) -> Non
         with Faults(out, at, number, lasting=at % 2 == 0) as faults:
             try:
                 start(data, out)
-                silent.append(faults.place)
+                if number != errno.ENOSPC and faults.place is not None:
+                    silent.append(faults.place)
             except RunError as error:
                 assert str(out) in str(error), faults.place
                 assert error.exit_code == (EXIT_DISK if number == errno.ENOSPC else 2), faults.place
         good_steps(out / "checkpoints")
+        if (out / "lock.json").exists():  # where it cannot be removed the end of the process frees the run
+            assert faults.place is not None and faults.place[1].endswith("lock.json"), faults.place
+            (out / "lock.json").unlink()
         start(data, out)
         assert differing(out, whole) == [] and temporaries(out) == [] and not (out / "lock.json").exists(), faults.place
         assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes(), faults.place
-    # What may fail in silence: the removal of what is not needed any more, and a full disk that a second try finds free.
-    assert {kind for kind, _ in filter(None, silent)} <= {"unlink", "rename", "open", "write", "fsync", "mkdir"}
+    # In silence may fail only what removes things, and the making of a folder that is there. (A full disk may be free again
+    # at the second try.)
+    odd = [(kind, name) for kind, name in silent if kind not in ("unlink", "mkdir") and not (kind == "rename" and "step-" in name)]
+    assert not odd
     print(f"{places} operations of a training: {dict(kinds)}, {len(silent)} of them failed without stopping it")

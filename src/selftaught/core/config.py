@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -108,7 +109,8 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
         os.replace(temp, path)
         sync_folder(path.parent)
     except OSError as error:
-        temp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temp.unlink()
         raise write_error(path, len(text), error) from error
 
 

@@ -236,9 +236,13 @@ class RunLock:
             handle = _open_exclusively(self.path)
             try:
                 self._refuse_if_held(os.read(handle, 65536), str(mine["host"]))
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, text, 0)
-                os.fsync(handle)
+                try:
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, text, 0)
+                    os.fsync(handle)
+                except OSError:
+                    self.path.unlink(missing_ok=True)  # or this process would look like an owner as long as it lives
+                    raise
             finally:
                 os.close(handle)
         except OSError as error:
@@ -252,7 +256,7 @@ class RunLock:
         try:
             if self._mine is not None and self.path.read_bytes() == self._mine:
                 self.path.unlink()
-        except FileNotFoundError:  # the whole run folder was deleted meanwhile
+        except OSError:  # the run folder was deleted meanwhile, or cannot be written: then the next start sees a dead owner
             pass
         self._mine = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import math
 import os
@@ -188,7 +189,8 @@ def _cut(path: Path, step: int | None) -> None:
             os.fsync(file.fileno())
         os.replace(temp, path)
     except OSError as error:
-        temp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temp.unlink()
         raise write_error(path, len(data), error) from error
 
 
