@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from trained_runs import TRAINED, Runs
 
 from selftaught.train import Loop, train
+from trained_runs import TRAINED, Runs
 
 BATCH, PIECES = 24, 3
 OVER_THE_BATCH = {"simclr": "the pictures of a batch are each other's negatives"}

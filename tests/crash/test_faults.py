@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from faults import NUMBERS, Faults
-from trained_runs import differing
 
 from selftaught.core import checkpoint
 from selftaught.core.errors import EXIT_DISK, RunError
 from selftaught.train import train
+from trained_runs import differing
 
 LOOP = sys.modules["selftaught.train"]
 

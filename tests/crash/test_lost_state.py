@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from torch import Tensor
-from trained_runs import TRAINED, Runs, differing, newest
 
 from selftaught.core import checkpoint
 from selftaught.method import Player
 from selftaught.train import resume, train
+from trained_runs import TRAINED, Runs, differing, newest
 
 LOOP = sys.modules["selftaught.train"]
 Tensors = dict[str, dict[str, Tensor]]

@@ -46,7 +46,7 @@ class Recorder:
         self._marks: collections.deque[tuple[float, int]] = collections.deque()
         self._plain_due_s = -math.inf
         self._timing_due_s = -math.inf
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = _Console(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task = TaskID(0)
         try:
@@ -157,6 +157,11 @@ class Recorder:
                 file.write(data)
         except OSError as error:
             raise write_error(self.run_dir / name, len(data), error) from error
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # the error itself: rich would end the process instead
 
 
 def _on_terminal() -> bool:
