@@ -43,7 +43,9 @@ def damages(content: bytes, draw: random.Random) -> Iterator[tuple[str, Callable
     yield "deletions", Path.unlink
 
 
-def test_every_damage_is_noticed_and_the_checkpoint_before_is_used(runs: Path, tmp_path: Path) -> None:
+def test_every_damage_is_noticed_and_the_checkpoint_before_is_used(
+    runs: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     folder = tmp_path / "checkpoints"
     shutil.copytree(runs / "whole" / "checkpoints", folder)
     before, newest = sorted(folder.iterdir())
@@ -62,7 +64,8 @@ def test_every_damage_is_noticed_and_the_checkpoint_before_is_used(runs: Path, t
         path.write_bytes(content)
         assert checkpoint.latest(folder, pytest.fail) == newest
     assert tried == {"truncations": 4 * LENGTHS, "bit flips": 4 * FLIPS, "deletions": 4}
-    print(f"tried and noticed: {dict(tried)}")
+    for what, count in tried.items():
+        record_property(f"{what}, noticed", count)
 
 
 @pytest.mark.parametrize("what", ["truncations", "bit flips", "deletions"])

@@ -6,7 +6,7 @@ import collections
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ CASES = ("beside", "over", "after a kill")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("number", NUMBERS.values(), ids=list(NUMBERS))
-def test_any_operation_of_a_save_may_fail(tmp_path: Path, number: int, lasting: bool, case: str) -> None:
+def test_any_operation_of_a_save_may_fail(
+    tmp_path: Path, number: int, lasting: bool, case: str, record_property: Callable[[str, object], None]
+) -> None:
     """A retry may heal a full disk, and removals may fail unnoticed; whatever is reported names path, and bytes for a full disk."""
     kinds: collections.Counter[str] = collections.Counter()
     at, reported = 0, 0
@@ -90,11 +92,15 @@ def test_any_operation_of_a_save_may_fail(tmp_path: Path, number: int, lasting: 
         assert good_steps(folder) == [30] and temporaries(folder) == []
     assert {"open", "write", "fsync", "rename", "mkdir"} <= set(kinds), kinds
     assert at > 15 and reported >= (0 if number == errno.ENOSPC and not lasting else 10)
-    print(f"{case}, {os.strerror(number)}: {dict(kinds)}, reported {reported}")
+    record_property("faults in a save", at - 1)
+    record_property("faults in a save, reported", reported)
+    record_property("faults in a save, healed by the second try or only a removal", at - 1 - reported)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_kill_at_any_operation_of_a_save(tmp_path: Path, case: str) -> None:
+def test_a_kill_at_any_operation_of_a_save(
+    tmp_path: Path, case: str, record_property: Callable[[str, object], None]
+) -> None:
     """SIGKILL at each operation in turn, systematically: no checkpoint under its own name is ever unreadable."""
     for at in range(1, 100):
         folder = tmp_path / str(at)
@@ -112,7 +118,7 @@ def test_a_kill_at_any_operation_of_a_save(tmp_path: Path, case: str) -> None:
         save(folder, 30)
         assert good_steps(folder) == [30] and temporaries(folder) == []
     assert 20 < at < 99
-    print(f"{case}: killed at {at - 1} operations")
+    record_property("kills at an operation of a save", at - 1)
 
 
 def test_a_full_disk_is_tried_again_without_what_the_dead_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +157,9 @@ def start(data: Path, out: Path) -> Path:
 
 
 @pytest.mark.usefixtures("every_step")
-def test_any_operation_of_a_training_may_fail(data: Path, tmp_path: Path) -> None:
+def test_any_operation_of_a_training_may_fail(
+    data: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """The same for all files of a whole run: refused with a message that names the file, and continued by the same command."""
     with Faults(tmp_path / "whole") as faults:
         whole = start(data, tmp_path / "whole")
@@ -179,4 +187,4 @@ def test_any_operation_of_a_training_may_fail(data: Path, tmp_path: Path) -> Non
     # at the second try.)
     odd = [(kind, name) for kind, name in silent if kind not in ("unlink", "mkdir") and not (kind == "rename" and "step-" in name)]
     assert not odd
-    print(f"{places} operations of a training: {dict(kinds)}, {len(silent)} of them failed without stopping it")
+    record_property("faults in a training, each continued bit for bit", places)
