@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from selftaught.nets.torchvision_ops import make_torchvision_importable
+from trained_runs import runs as runs  # a fixture
 
 torch.set_num_threads(1)
 make_torchvision_importable()

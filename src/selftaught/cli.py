@@ -339,15 +339,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         _run(args)
         sys.stdout.flush()
     except SelftaughtError as error:
-        print(f"selftaught: {error}", file=sys.stderr)
+        _complain(f"selftaught: {error}")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("selftaught: interrupted", file=sys.stderr)
+        _complain("selftaught: interrupted")
         raise SystemExit(EXIT_SIGINT) from None
     except BrokenPipeError:
         # The reader (`| head`) has enough; Python would complain once more while it closes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_USAGE) from None
+
+
+def _complain(text: str) -> None:
+    """Print to standard error; where the terminal is gone only the exit code tells, and Python must not change it."""
+    try:
+        print(text, file=sys.stderr)
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
 
 
 def _run(args: list[str]) -> None:

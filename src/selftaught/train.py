@@ -41,12 +41,13 @@ from selftaught.data.sources import open_data
 from selftaught.loading import BUILD_ERRORS, fill, load_method, open_needs, read_run
 from selftaught.method import Method, Player, Progress
 from selftaught.registry import load_class
+from selftaught.run_folder import refuse_folder
 from selftaught.settings import base_config, check_numbers, choose_device, parse_needs, relative_to_run
 
 SCHEMA = 1
 SAVE_EVERY_S = 60.0
-BEFORE_START = {"needs", "lock.json", "log.txt", "plan.json"}
-"""What a run folder may hold before its first start: a start that was refused, or a plan that was measured, leaves it there."""
+SAVE_FRAC = 0.05
+"""Largest share of the time that saving may take: where one save needs more, saves become rarer."""
 BUILD_STEP = 10**12
 """The 'step' that seeds the weights; no training gets that far."""
 
@@ -123,13 +124,7 @@ def train(
     given = parse_needs(need, cls.needs)
     needs = {name: relative_to_run(given[name], out) if name in given else f"needs/{name}" for name in cls.needs}
     job = Job(method, data, out, size, seed, config, needs, choose_device(device))
-    existing = out / "config.json"
-    if existing.exists():
-        refuse_other(read_json(existing), job)
-    elif out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= BEFORE_START):
-        raise RunError(
-            f"{out} exists and is no run folder.", expected="a new or empty folder", do="Choose another --out."
-        )
+    refuse_folder(out, job.to_json())
     return run_job(job, quiet)
 
 
@@ -156,6 +151,8 @@ def run_job(job: Job, quiet: bool) -> Path:
     lock = RunLock(job.out) if rank == 0 else None
     if lock:
         lock.__enter__()
+        for folder in (job.out, job.out / "checkpoints", job.out / "pictures"):
+            checkpoint.remove_stale(folder)
     try:
         with Recorder(job.out, job.config.steps, quiet or rank > 0, job.config.batch_size * world) as recorder:
             if images.bad:
@@ -201,7 +198,8 @@ class Loop:
         self.plan = Plan()
         self.collapse = Collapse(self.total, self.method.loss_uniform)
         self.log_every = max(1, self.total // 200)
-        self.saved_at = time.monotonic()
+        self.started_at = self.saved_at = time.monotonic()
+        self.save_s, self.saving_s = 0.0, 0.0
         self.verdict, self.reason = "starting", ""
         self.settled = False
 
@@ -230,9 +228,14 @@ class Loop:
                     self.save()
                     raise Stopped(f"Stopped at step {self.step} of {self.total}; the state is saved.",
                                   do=f"selftaught resume {self.job.out}", exit_code=flag.requested)  # fmt: skip
-                if time.monotonic() - self.saved_at > SAVE_EVERY_S:
+                if self.save_due():
                     self.save()
         self.finish()
+
+    def save_due(self) -> bool:
+        """Whether the interval is over: SAVE_EVERY_S, or longer where a save takes more than its share of that."""
+        interval_s = max(SAVE_EVERY_S, self.save_s / SAVE_FRAC) if SAVE_EVERY_S > 0 else 0.0
+        return time.monotonic() - self.saved_at >= interval_s
 
     def one_step(self) -> None:
         """Do one step of every player, then what comes after it."""
@@ -384,14 +387,18 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint, unless a weight, average or moment is not finite."""
+        begin = time.monotonic()
         tensors, state = self.contents(list(self.optimizers))
         learned = [*self.method.named_parameters(), *(x for k, v in tensors.items() if k != "model" for x in v.items())]
         offender = not_finite(learned)
         if offender:
             raise NumericError(f"{offender} was not finite at step {self.step}; the last good checkpoint is kept.")
         if self.rank == 0:
+            self.recorder.sync()
             checkpoint.save(self.checkpoints, self.step, {k: v for k, v in tensors.items() if v}, state)
         self.saved_at = time.monotonic()
+        self.save_s = self.saved_at - begin
+        self.saving_s += self.save_s
 
     def restore(self, folder: Path) -> None:
         """Take up the run where a checkpoint left it."""
@@ -416,8 +423,12 @@ class Loop:
             self.settled = True
             self.save()
         if self.rank == 0:
+            seed_all(self.job.seed, 0, BUILD_STEP + 2)  # the same pictures, whatever was drawn before
             draw_pictures(load_method(self.job.out), self.images, self.job.out)
             self.recorder.say(f"done: {self.step} steps, health: {self.verdict}. {self.reason}".rstrip())
+            if self.saving_s:
+                share = self.saving_s / (time.monotonic() - self.started_at)
+                self.recorder.say(f"saving took {self.saving_s:.2g} s, {share:.1%} of the time")
 
 
 def draw_pictures(method: Method, images: ImageSet, out: Path, count: int = 12) -> None:
@@ -431,21 +442,3 @@ def draw_pictures(method: Method, images: ImageSet, out: Path, count: int = 12) 
             write_bytes(out / "pictures" / f"{name}.png", encode(picture, "png"))
 
 
-def refuse_other(saved: dict[str, Any], job: Job) -> None:
-    """Raise RunError when a folder holds a run with other settings than asked for."""
-    new = job.to_json()
-    if saved.get("method") == job.method:  # a run of an earlier version lacks the settings that came later
-        saved = {**saved, "config": to_json(from_json(type(job.config), saved.get("config", {})))}
-    for key in ("method", "data", "seed", "config", "needs"):
-        if saved.get(key) != new[key]:
-            old_text, new_text = difference(saved.get(key), new[key])
-            raise RunError(f"{job.out} holds another run: its {key} is {old_text}, asked for is {new_text}.",
-                           do="Choose another --out, or continue that run with `selftaught resume`.")  # fmt: skip
-
-
-def difference(old: Any, new: Any) -> tuple[str, str]:
-    """The part in which two JSON values differ, as text."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-        return ", ".join(f"{k}={old.get(k)}" for k in keys), ", ".join(f"{k}={new.get(k)}" for k in keys)
-    return repr(old), repr(new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -26,6 +27,8 @@ MAX_JSON_BYTES = 64 * 2**20
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _NONE = {"none", "null", ""}
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors that mean a full disk or a used-up quota."""
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -108,7 +111,8 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
         os.replace(temp, path)
         sync_folder(path.parent)
     except OSError as error:
-        temp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temp.unlink()
         raise write_error(path, len(text), error) from error
 
 
@@ -145,7 +149,7 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
 def write_error(path: Path, size_bytes: int, error: OSError) -> RunError:
     """Return the RunError for a failed write of `size_bytes` to `path`; exit code 5 when the disk or quota is full."""
     why = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return RunError(
             f"The disk is full: cannot write {size_bytes} bytes to {path}.",
             why=why,

@@ -15,6 +15,8 @@ EXIT_DISK = 5
 """Disk full."""
 EXIT_LOCKED = 6
 """Another live process works on the same run."""
+EXIT_SIGHUP = 129
+"""Stopped by SIGHUP (the terminal closed) after saving."""
 EXIT_SIGINT = 130
 """Stopped by SIGINT after saving."""
 EXIT_SIGTERM = 143

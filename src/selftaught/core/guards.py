@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from selftaught.core.config import write_error
-from selftaught.core.errors import EXIT_LOCKED, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, RunError
+from selftaught.core.errors import EXIT_LOCKED, EXIT_SIGHUP, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, RunError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -223,11 +223,16 @@ def _slope(values: list[float]) -> tuple[float, float]:
     return (slope / error if error > 0 else math.copysign(math.inf, slope)), change
 
 
-class SignalFlag:
-    """Context manager that turns the first SIGINT or SIGTERM into a wish and obeys the second at once.
+_EXITS = {int(signal.SIGINT): EXIT_SIGINT, int(signal.SIGTERM): EXIT_SIGTERM}
+if hasattr(signal, "SIGHUP"):  # Windows has none
+    _EXITS[int(signal.SIGHUP)] = EXIT_SIGHUP
 
-    `requested` is 0, or the exit code that the run owes after saving: 130 or 143. Outside of the main thread, where
-    Python allows no handlers, it stays 0.
+
+class SignalFlag:
+    """Context manager that turns the first SIGINT, SIGTERM or SIGHUP into a wish and obeys the second at once.
+
+    `requested` is 0, or the exit code that the run owes after saving: 130, 143 or 129. Outside of the main thread, where
+    Python allows no handlers, it stays 0. A SIGHUP that is ignored (`nohup`) stays ignored.
     """
 
     def __init__(self) -> None:
@@ -237,8 +242,9 @@ class SignalFlag:
 
     def __enter__(self) -> SignalFlag:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+            for number in _EXITS:
+                if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -249,16 +255,16 @@ class SignalFlag:
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a forked data worker: Ctrl-C is the parent's affair, SIGTERM must end it
-            if number == signal.SIGTERM:
+        if os.getpid() != self._pid:  # a forked data worker: Ctrl-C is the parent's affair, the others must end it
+            if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
         if self.requested:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
-            raise SystemExit(EXIT_SIGTERM)
-        self.requested = EXIT_SIGINT if number == signal.SIGINT else EXIT_SIGTERM
+            raise SystemExit(_EXITS[number])
+        self.requested = _EXITS[number]
 
 
 class RunLock:
@@ -285,9 +291,13 @@ class RunLock:
             handle = _open_exclusively(self.path)
             try:
                 self._refuse_if_held(os.read(handle, 65536), str(mine["host"]))
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, text, 0)
-                os.fsync(handle)
+                try:
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, text, 0)
+                    os.fsync(handle)
+                except OSError:
+                    self.path.unlink(missing_ok=True)  # or this process would look like an owner as long as it lives
+                    raise
             finally:
                 os.close(handle)
         except OSError as error:
@@ -301,7 +311,7 @@ class RunLock:
         try:
             if self._mine is not None and self.path.read_bytes() == self._mine:
                 self.path.unlink()
-        except FileNotFoundError:  # the whole run folder was deleted meanwhile
+        except OSError:  # the run folder was deleted meanwhile, or cannot be written: then the next start sees a dead owner
             pass
         self._mine = None
 
