@@ -225,7 +225,7 @@ class SelfMask(Method):
         "tiny": SelfMaskConfig(image_px=32, batch_size=16, steps=20, decoder_width=16, decoder_depth=1, queries=3),
         "small": SelfMaskConfig(
             image_px=96, batch_size=64, steps=600, lr=2e-3, weight_decay=0.01, clip_norm=1.0, encoder_lr_frac=0.0,
-            teacher="border", queries=4,
+            teacher="border", queries=4, decoder_width=32,
         ),
         "paper": SelfMaskConfig(
             image_px=224, batch_size=8, steps=15_800, lr=6e-6, weight_decay=0.01, queries=20, decoder_width=384,
@@ -233,7 +233,8 @@ class SelfMask(Method):
         ),
     }  # fmt: skip
     small_px32 = SelfMaskConfig(
-        image_px=32, batch_size=64, steps=600, lr=2e-3, weight_decay=0.01, clip_norm=1.0, encoder_lr_frac=0.0, teacher="border"
+        image_px=32, batch_size=64, steps=600, lr=2e-3, weight_decay=0.01, clip_norm=1.0, encoder_lr_frac=0.0, teacher="border", queries=4,
+        decoder_width=32,
     )
     config: SelfMaskConfig
     part: Tensor
