@@ -57,7 +57,9 @@ class Network(torch.nn.Module):
         self.capability = capability
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        answer: torch.Tensor = getattr(self.method, self.capability)(images)
+        # A method may do more than its network, e.g. solve for the edges; what can be exported then has a name of its own.
+        call = getattr(self.method, f"{self.capability}_network", None) or getattr(self.method, self.capability)
+        answer: torch.Tensor = call(images)
         return answer
 
 
