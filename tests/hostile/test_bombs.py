@@ -151,9 +151,10 @@ def test_bombs_are_small_and_what_carries_them_is_harmless() -> None:
     assert decode(jpeg(8, 8)).shape == (8, 8, 3)
     assert read_header(tiff(**{**SMALL, "t278": (4, 10)})).width == 10
     assert read_header(bmp(5, -3)).height == 3
-    whole = jpeg_of_many_passes()
-    few = whole[: whole.index(b"\xff\xda" * 1) + 4]
-    assert few and readers.MAX_SCANS >= 50, "encoders write ten passes, some write a few more"
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(stream, "JPEG", progressive=True)
+    assert decode(stream.getvalue()).shape == (64, 64, 3)
+    assert readers.MAX_SCANS >= 50, "encoders write ten passes, some write a few more"
 
 
 def test_each_file_meets_the_one_decoder_of_its_first_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
