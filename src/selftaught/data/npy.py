@@ -69,8 +69,7 @@ def _unzip(stream: BinaryIO, size: int, wanted: Sequence[str]) -> dict[str, np.n
                 raise ValueError(f"two arrays named {name!r}")
             with archive.open(info) as member:
                 arrays[name] = _array(member, info.file_size)  # type: ignore[arg-type]
-                if member.read(1):  # reading past the end also checks the check sum
-                    raise ValueError(f"{info.filename!r} is longer than its array")
+                member.read(1)  # reading to the end checks the check sum
         return arrays
 
 
@@ -79,10 +78,8 @@ def _array(stream: BinaryIO, size: int) -> np.ndarray:
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
-        header = 10
     elif version == (2, 0):
         shape, by_column, dtype = np.lib.format.read_array_header_2_0(stream)
-        header = 12
     else:
         raise ValueError(f"npy version {version}, known are 1.0 and 2.0")
     if dtype.kind not in _KINDS or dtype.fields is not None or dtype.subdtype is not None:
@@ -90,8 +87,8 @@ def _array(stream: BinaryIO, size: int) -> np.ndarray:
     if any(side < 0 for side in shape) or len(shape) > 32:
         raise ValueError(f"an array of shape {shape}")
     count = math.prod(shape) * dtype.itemsize
-    if count > size - header:
-        raise ValueError(f"an array of shape {shape} needs {count:,} bytes, the file has {size:,}")
+    if count != size - stream.tell():
+        raise ValueError(f"an array of shape {shape} has {count:,} bytes, the file {size - stream.tell():,}")
     if count > _memory_bytes():
         raise ValueError(f"an array of {count:,} bytes does not fit into the memory of this machine")
     flat = np.empty(count, np.uint8)

@@ -193,13 +193,13 @@ def _open_image(stream: BinaryIO, max_pixels: int) -> Image.Image:
         raise BadFile(f"cannot be read ({error.strerror or error})") from error
     kind = _format_of(head)
     if kind is None:
-        raise BadFile(_what_else(head, "no format begins like this"))
+        raise BadFile(_what_else(head))
     try:
         image = Image.open(stream, formats=(kind,))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadFile(f"more than {max_pixels / 1e6:.0f} million pixels") from error
     except Exception as error:  # whatever a plugin raises on a hostile file must stay one bad file
-        raise BadFile(_what_else(head, type(error).__name__)) from error
+        raise BadFile(f"truncated or broken header ({type(error).__name__})") from error
     width, height = image.size
     if width * height > max_pixels:
         raise BadFile(f"{width}x{height}, more than {max_pixels / 1e6:g} million pixels")
@@ -293,7 +293,7 @@ def _wide_to_uint8(values: np.ndarray) -> np.ndarray:
     return out
 
 
-def _what_else(head: bytes, why: str) -> str:
+def _what_else(head: bytes) -> str:
     """Say what a file is that no allowed format recognises."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
@@ -306,5 +306,5 @@ def _what_else(head: bytes, why: str) -> str:
         kind = head[8:12].decode("latin-1")
         return f"a {kind.strip()} file (HEIC, AVIF or video); convert it to JPEG or PNG"
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")):
-        return f"truncated or broken header ({why})"
+        return "truncated or broken header"
     return "not a picture of a known format (" + ", ".join(FORMATS) + ")"
