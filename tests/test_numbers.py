@@ -166,7 +166,10 @@ def test_a_checkpoint_after_such_a_step_holds_the_weights_before(
     (before, first), (after, second) = (checkpoint.load(folder) for folder in folders)
     assert [first["step"], second["step"]] == [5, 6]
     assert [(s["skips"], s["skips_in_row"]) for s in (first, second)] == [(0, 0), (1, 1)]
-    assert all(same_bits(before[part], after[part]) for part in before)
+    # The end of a training fixes the whitening anew; all else is what it was.
+    learned = [{k: v for k, v in x["model"].items() if not k.startswith("whitening.")} for x in (before, after)]
+    assert same_bits(*learned)
+    assert all(same_bits(before[part], after[part]) for part in before if part != "model")
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 3])

