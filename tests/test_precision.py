@@ -56,7 +56,7 @@ def learn(name: str, data: Path, features: str, out: Path, precision: str) -> tu
     need = [features] if registry.load_class(name).needs else []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "move", watched)
-        train(name, data, out, size="tiny", set=["batch_size=16"], need=need, quiet=True)
+        train(name, data, out, size="tiny", set=["batch_size=32"], need=need, quiet=True)
     losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     return losses, gradients[0], (out / "log.txt").read_text()
 
