@@ -18,6 +18,7 @@ from killing import PROCESSES, Journal, equal, journalled, patience, write_data
 
 from selftaught import cli
 from selftaught.core import checkpoint
+from selftaught.train import resume
 
 STEPS = 40
 
@@ -76,7 +77,7 @@ def saved_step(run: Path) -> int:
 
 def finished(whole: Path, run: Path) -> bool:
     """Go on to the end here, and compare."""
-    cli.main(["resume", str(run), "--quiet"])
+    resume(run, quiet=True)
     return equal(whole, run)
 
 
