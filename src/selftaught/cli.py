@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
 import os
 import sys
 import typing
@@ -335,6 +336,8 @@ def _given_name(hint: Any) -> str | None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; exits with the code of core.errors, and never with a traceback for a user's mistake."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
     try:
         _run(args)
         sys.stdout.flush()

@@ -25,7 +25,7 @@ def refuse_folder(out: Path, new: Mapping[str, Any]) -> None:
         raise RunError(
             f"{out} exists and is no run folder.", expected="a new or empty folder", do="Choose another --out."
         )
-    there = next((p for p in (out, *out.resolve().parents) if os.path.exists(p)), out)
+    there = next((p for p in (out, *Path(os.path.realpath(out)).parents) if os.path.exists(p)), out)
     if not os.access(there, os.W_OK):
         raise RunError(f"The run folder {out} cannot be written.", why=f"{there} is read-only", do="Choose another --out.")
 

@@ -60,7 +60,8 @@ def parse_needs(need: Sequence[str], known: Any) -> dict[str, Path]:
 
 def relative_to_run(path: Path, run: Path) -> str:
     """How config.json names a needed run: relative when it lies beside or below the run, so that both can be moved."""
-    path, run = path.resolve(), run.resolve()
+    # Not Path.resolve, which raises for links that lead round.
+    path, run = Path(os.path.realpath(path)), Path(os.path.realpath(run))
     return os.path.relpath(path, run) if path.is_relative_to(run.parent) else str(path)
 
 

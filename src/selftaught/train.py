@@ -71,7 +71,7 @@ class Job:
 
     def to_json(self) -> dict[str, Any]:
         """The content of config.json."""
-        data = str(Path(self.data).resolve()) if is_path(self.data) else describe_data(self.data)
+        data = os.path.realpath(self.data) if is_path(self.data) else describe_data(self.data)
         return {
             "schema": SCHEMA, "method": self.method, "size": self.size, "seed": self.seed, "data": data,
             "config": to_json(self.config), "needs": self.needs, "device": self.device,

@@ -88,7 +88,7 @@ class Journal:
             self.lines.append((word, int(step), float(at_s), float(save_s)))
         return self.lines
 
-    def wait(self, word: str, step: int, child: BaseProcess, since: int = 0, timeout_s: float = 120.0) -> bool:
+    def wait(self, word: str, step: int, child: BaseProcess, since: int = 0, timeout_s: float = 550.0) -> bool:
         """Wait until the child has written `word` at `step` or later, among the lines from number `since`; False when it ended."""
         end_s = time.monotonic() + timeout_s
         while time.monotonic() < end_s:
@@ -113,6 +113,12 @@ def lost(lines: list[tuple[str, int, float, float]], every_s: float) -> tuple[in
     return len(steps), (steps[-1] - saved_at_s if steps else 0.0), max(late, default=-every_s)
 
 
+def patience(journal: Journal) -> float:
+    """Seconds in which a process must have saved and ended: 10, or a hundred steps where other work slows the machine down."""
+    times = [at_s for word, _, at_s, _ in journal.read() if word == "step"]
+    return max(10.0, 100 * float(np.median(np.diff(times)))) if len(times) > 1 else 100.0
+
+
 def check_after(run: Path, acknowledged: int) -> str:
     """What is wrong with the checkpoints after a kill, or ""."""
     for path in (run / "checkpoints").glob("step-*"):
@@ -123,7 +129,7 @@ def check_after(run: Path, acknowledged: int) -> str:
     return f"step {step} is older than the save of step {acknowledged}" if step < acknowledged else ""
 
 
-def end(child: BaseProcess, number: int = signal.SIGKILL, timeout_s: float = 60.0) -> int | None:
+def end(child: BaseProcess, number: int = signal.SIGKILL, timeout_s: float = 550.0) -> int | None:
     """Send a signal, wait, and return the exit code."""
     if child.pid and child.is_alive():
         os.kill(child.pid, number)

@@ -16,6 +16,7 @@ from selftaught import cli
 from selftaught.core.errors import RunError
 from selftaught.loading import load
 from selftaught.train import resume, train
+from trained_runs import differing
 
 NAMES = {
     "spaces": "my run  1 ",
@@ -126,7 +127,7 @@ def test_temporary_folders_are_siblings_on_the_same_device(
         near, seen[:] = len(seen), []
         shutil.rmtree(run / "checkpoints")
         (run / "checkpoints").symlink_to(far)
-        assert equal(whole, start(whole.parent / "data.npz", run))
+        assert differing(whole, start(whole.parent / "data.npz", run)) == []
         assert sorted(p.name for p in far.iterdir()) == ["step-000003", "step-000004"]
         assert near >= 8 and len(seen) >= 6 and any("step-000004" in target for _, target in seen)
     finally:

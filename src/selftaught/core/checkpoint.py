@@ -114,7 +114,6 @@ def latest(folder: str | os.PathLike[str], warn: Callable[[str], None] | None = 
 
 def load(folder: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Read a checkpoint into (tensors, state) on the CPU; raises RunError naming each file that is not as written."""
-    from safetensors.torch import load_file
 
     folder = Path(folder)
     problems = verify(folder)
@@ -127,10 +126,21 @@ def load(folder: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Tensor]], 
         if name == STATE:
             continue
         try:
-            tensors[name.removesuffix(".safetensors")] = load_file(folder / name)
+            tensors[name.removesuffix(".safetensors")] = _read_tensors(folder / name)
         except Exception as error:  # safetensors raises many kinds for a made-up file, one for each thing that is wrong
             raise RunError(f"Cannot read {folder / name}.", why=str(error)) from error
     return tensors, read_json(folder / STATE)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; the library itself takes only paths that are UTF-8."""
+    from safetensors.torch import load, load_file
+
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return load(path.read_bytes())
+    return load_file(path)
 
 
 def is_temporary(name: str) -> bool:
