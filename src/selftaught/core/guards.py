@@ -120,7 +120,8 @@ class Collapse:
 
         Read are `loss` and, where a method logs them, `std_z` (mean over dimensions of the standard deviation of
         L2-normalised embeddings) with `dim`, `entropy_frac` (teacher entropy / ln K), `usage_frac`, `rank_frac`,
-        `positive_cosine` (of two views of a picture) and `loss_uniform`. Verdicts: starting, learning, slow, collapsing, diverging. Raises ConfigError without `loss`.
+        `positive_cosine` (of two views of a picture) and `loss_uniform`. Verdicts: starting, learning,
+        slow, collapsing, diverging. Raises ConfigError without `loss`.
         """
         if "loss" not in parts:
             raise ConfigError("The logged numbers hold no loss.", expected="a part named 'loss'")
