@@ -80,7 +80,7 @@ BUILT_TO_FAIL = {
     "no stop-gradient, no batch norm": ("no-stop-gradient", ("head_norm=false",), "collapsing"),
     "no centring": ("dino", ("centre_momentum=1", "head_norm=false"), "collapsing"),
     "teacher temperature near 0": ("dino", ("teacher_temperature=0.0001",), "collapsing"),
-    "huge learning rate of dino": ("dino", ("lr=10",), "collapsing"),
+    "huge learning rate of dino": ("dino", ("lr=10",), "collapsing or diverging"),
     "huge learning rate of simclr": ("simclr", ("lr=10",), "collapsing"),
     "temperature of simclr near 0": ("simclr", ("temperature=0.0001",), "diverging"),
 }
@@ -94,11 +94,10 @@ def test_trainings_that_are_built_to_fail_raise_the_alarm(
         monkeypatch.setitem(representation.METHODS, name, registry.Entry(f"{__name__}:{cls.__name__}", "a test"))
     method, settings, verdict = BUILT_TO_FAIL[case]
     found = verdicts(method, data, tmp_path / "run", *settings)
-    # What comes after the first alarm may change with the processor: a loss that was collapsing may diverge next.
-    alarms = [v for v in found if v in ALARMS]
-    assert alarms[0] == verdict and len(alarms) == 10, found[-20:]
+    alarms = [word for word in found if word in ALARMS]
+    assert len(alarms) == 10 and set(alarms) <= set(verdict.split(" or ")), found
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert f"{verdict}: " in log and any(word in log for word in ("Check", "Raise", "Lower")), "with advice"
+    assert f"{alarms[-1]}: " in log and any(word in log for word in ("Check", "Raise", "Lower")), "with advice"
 
 
 @pytest.mark.parametrize("setting", ["teacher_temperature=0.1", "teacher_temperature=0.5"])

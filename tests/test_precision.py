@@ -1,6 +1,6 @@
 """bf16 autocast against float32: the stated tolerance, for every method that is trained.
 
-Loss within 2 %, direction of the gradient within a cosine of 0.97, and the loss at the end of 20 steps within 5 %.
+Loss within 2 %, direction of the gradient within a cosine of 0.97, and the loss at the end of 20 steps within 10 %.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from selftaught.core.tune import Plan
 from selftaught.train import Loop, train
 
 TRAINED = [name for name in registry.methods() if registry.load_class(name).sizes["tiny"].steps]
-LOSS_REL, GRADIENT_COSINE, END_REL = 0.02, 0.97, 0.05
+LOSS_REL, GRADIENT_COSINE, END_REL = 0.02, 0.97, 0.1
 
 
 @pytest.fixture(scope="module")

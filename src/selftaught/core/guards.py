@@ -119,8 +119,9 @@ class Collapse:
         """Take the numbers of one logged step; return (verdict, reason with advice).
 
         Read are `loss` and, where a method logs them, `std_z` (mean over dimensions of the standard deviation of
-        L2-normalised embeddings) with `dim`, `entropy_frac` (teacher entropy / ln K), `usage_frac`, `rank_frac` and
-        `loss_uniform`. Verdicts: starting, learning, slow, collapsing, diverging. Raises ConfigError without `loss`.
+        L2-normalised embeddings) with `dim`, `entropy_frac` (teacher entropy / ln K), `usage_frac`, `rank_frac`,
+        `positive_cosine` (of two views of a picture) and `loss_uniform`. Verdicts: starting, learning,
+        slow, collapsing, diverging. Raises ConfigError without `loss`.
         """
         if "loss" not in parts:
             raise ConfigError("The logged numbers hold no loss.", expected="a part named 'loss'")
@@ -168,11 +169,12 @@ class Collapse:
         return None
 
     def _blind(self) -> tuple[str, str] | None:
-        """A contrastive loss that stays where knowing nothing would put it."""
-        losses, uniform = self._history["loss"], self._recent("loss_uniform") or self.loss_uniform
-        if not uniform or self._points < WINDOW or statistics.median(losses) < 0.97 * uniform or _slope(losses)[0] < -3:
+        """Views of one picture are alike, and a contrastive loss says that those of different pictures are as well."""
+        loss, alike = self._recent("loss"), self._recent("positive_cosine")
+        uniform = self._recent("loss_uniform") or self.loss_uniform
+        if loss is None or alike is None or not uniform or alike < 0.8 or not 0.95 < loss / uniform < 1.05:
             return None
-        reason = f"The loss {statistics.median(losses):.4g} stays at that of a model that knows nothing, {uniform:.4g}."
+        reason = f"All pictures are alike: the cosine of two views is {alike:.2f}, yet the loss {loss:.4g} is that of a blind guess."
         return "collapsing", f"{reason} {_BLIND_ADVICE}"
 
     def _diverging(self) -> tuple[str, str] | None:
