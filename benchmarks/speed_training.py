@@ -17,7 +17,7 @@ import copy
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,8 @@ class Peer:
         self.backbone.pool = c.pool
         self.images, self.epochs = images, epochs
         self.step, transform = getattr(self, method)(lightly())
-        self.loader = DataLoader(
-            Pictures(images, transform), c.batch_size, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True
-        )
+        dataset = Pictures(images, transform)
+        self.loader = DataLoader(dataset, c.batch_size, shuffle=True, drop_last=True, num_workers=2)
 
     def simclr(self, peer: Any) -> tuple[Callable[[Any, int], None], Any]:
         head = peer.models.modules.SimCLRProjectionHead(self.backbone.width, 512, 128)
@@ -128,7 +127,7 @@ class Peer:
         )
         return step, transform
 
-    def batches(self) -> Iterator[tuple[Any, int]]:
+    def batches(self) -> Generator[tuple[Any, int], None, None]:
         epoch = 0
         while True:
             for views in self.loader:
@@ -137,13 +136,14 @@ class Peer:
 
     def rate(self, steps: int) -> float:
         """Pictures per second over `steps` steps."""
-        for number, (views, epoch) in enumerate(self.batches()):
+        batches, begin = self.batches(), 0.0
+        for number in range(WARM_UP + steps):
             if number == WARM_UP:
                 begin = time.perf_counter()
-            self.step(views, epoch)
-            if number == WARM_UP + steps - 1:
-                break
-        return steps * self.config.batch_size / (time.perf_counter() - begin)
+            self.step(*next(batches))
+        spent = time.perf_counter() - begin
+        batches.close()  # ends its worker processes, which would otherwise decode ahead while the other side is timed
+        return steps * self.config.batch_size / spent
 
     def learn(self) -> nn.Module:
         """Train for the number of epochs; returns the backbone that is kept."""

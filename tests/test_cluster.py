@@ -285,6 +285,18 @@ def test_what_cannot_be_sent_or_written_is_refused(run: Path, tmp_path: Path) ->
         cluster.segment(run, "sample:things:8", tmp_path / "out")
 
 
+def test_a_cluster_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy:
+        @staticmethod
+        def init(**options: Any) -> None:
+            assert options["address"] == "ray://head:10001" and "num_cpus" not in options
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(RunError, match=r"(?s)the cluster at ray://head:10001.*why: The current node timed out"):
+        cluster._start(Busy, 2)
+
+
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, run: Path, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RunError, match=r'pip install "selftaught\[cluster\]"'):

@@ -215,9 +215,9 @@ def _start(ray: Any, workers: int | None) -> None:
         options |= {"include_dashboard": False}
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises a bare one when a machine is too busy to answer within its 30 s
         where = f"the cluster at {address}" if address else "a cluster on this machine"
-        raise RunError(f"Ray cannot start work on {where}.", why=str(error), do="Look at `ray status`.") from error
+        raise RunError(f"Ray cannot start work on {where}.", why=str(error), do="Look at `ray status`, or try again later.") from error
 
 
 class _Progress:
