@@ -42,7 +42,8 @@ class SavedRun:
 def read_run(run: str | os.PathLike[str]) -> SavedRun:
     """Read a run's config.json; raises RunError when it is not there or not as `train` writes it."""
     path = Path(run) / "config.json"
-    if not path.exists():
+    # Not Path.exists, which raises for names that are too long.
+    if not os.path.exists(path):
         raise RunError(f"{run} is no run folder.", expected="a folder with config.json")
     try:
         return from_json(SavedRun, read_json(path))

@@ -409,6 +409,8 @@ class Loop:
                 checkpoint.restore_optimizer(optimizer, tensors.get(f"optim.{name}", {}), state["optimizers"][name])
             self.step, self.skips = int(state["step"]), int(state["skips"])
             self.skips_in_row = int(state.get("skips_in_row", 0))
+            if min(self.step, self.skips, self.skips_in_row) < 0:
+                raise ValueError("a count below 0")
             self.verdict, self.reason = str(state["verdict"]), str(state["reason"])
             self.collapse.restore(state["collapse"])
             self.settled = bool(state.get("settled", False)) and self.step >= self.total
