@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import io
@@ -337,7 +338,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; exits with the code of core.errors, and never with a traceback for a user's mistake."""
     args = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
+        # A path may hold bytes that are no text; a stream that was turned into a pipe underneath cannot be told so.
+        with contextlib.suppress(OSError):
+            sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _run(args)
         sys.stdout.flush()
