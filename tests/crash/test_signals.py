@@ -7,6 +7,7 @@ import os
 import random
 import select
 import signal
+import sys
 import termios
 import threading
 import time
@@ -33,7 +34,9 @@ def command(journal: Path, arguments: list[str], pause_s: float, output: str, ig
             fcntl.ioctl(handle, termios.TIOCSCTTY, 0)
         for stream in (1, 2):
             os.dup2(handle, stream)
+        sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))
         os.environ["TERM"] = "xterm"
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     if ignored:
         signal.signal(ignored, signal.SIG_IGN)
     journalled(journal, 1000.0, pause_s)
