@@ -106,10 +106,11 @@ def test_a_teacher_that_is_no_sharper_than_its_student_is_refused(setting: str, 
         verdicts("dino", data, tmp_path / "run", setting)
 
 
+@pytest.mark.parametrize("steps", [STEPS // 2, pytest.param(STEPS, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("name", METERED)
-def test_healthy_trainings_raise_no_alarm(name: str, seed: int, data: Path, tmp_path: Path) -> None:
-    # 16 pictures are too few for a contrastive loss: it stays above that of knowing nothing, and the alarm is right.
-    found = verdicts(name, data, tmp_path / "run", "batch_size=32", seed=seed, steps=STEPS // 2)
-    assert len(found) == STEPS // 2 and not set(ALARMS) & set(found), found
+def test_healthy_trainings_raise_no_alarm(name: str, seed: int, steps: int, data: Path, tmp_path: Path) -> None:
+    # 16 pictures are too few for a contrastive loss: in some seeds it stays above that of knowing nothing.
+    found = verdicts(name, data, tmp_path / "run", "batch_size=32", seed=seed, steps=steps)
+    assert len(found) == steps and not set(ALARMS) & set(found), found
     assert "learning" in found

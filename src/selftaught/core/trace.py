@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _TORCH = str(Path(torch.__file__).parent)
 _FRAME = re.compile(r'File "(.+)", line (\d+), in (.+)')
-_FILLS = ("empty", "full", "masked_fill", "fill", "new_full", "scalar_tensor", "_to_copy", "copy_", "clone", "detach")
+_FILLS = ("empty", "full", "masked_fill", "fill", "new_full", "scalar_tensor", "_to_copy", "copy", "clone", "detach")
 """Operations that write what they were told to, such as minus infinity behind a mask: infinities are not born there."""
 
 
@@ -56,7 +56,7 @@ class Trace(TorchDispatchMode):
         out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         for kind, had in before.items():
-            if had or name.rstrip("_") in _FILLS or name in _FILLS or not _any(kind, out):
+            if had or name.rstrip("_") in _FILLS or not _any(kind, out):
                 continue
             self.born[kind] = f"{name} {self._where()}"
         return out
