@@ -69,6 +69,7 @@ def train(
     set_fields: UseAppendAction[Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE")]] = (),
     need: Need = (),
     device: Literal["cpu", "auto"] = "cpu",
+    sharding: Literal["ddp", "fsdp"] = "ddp",
     quiet: Switch = False,
 ) -> None:
     """Train one method; what it needs is trained first, or given with --need.
@@ -83,6 +84,7 @@ def train(
         set_fields: Change a field of the method's config; `selftaught methods METHOD` lists them.
         need: Use an already learned run for a need, e.g. features=runs/dino.
         device: cpu, or auto for the fastest one that is there.
+        sharding: Under torchrun: ddp keeps the whole model in every process, fsdp a part of it.
         quiet: No progress lines.
     """
     _check_method(method)
@@ -90,24 +92,26 @@ def train(
     from selftaught.train import train as job
 
     done = job(
-        method, data, out, size=size, steps=steps, seed=seed, set=set_fields, need=need, device=device, quiet=quiet
-    )
-    print(f"learned: {done}\nnext: selftaught evaluate {done}")
+        method, data, out, size=size, steps=steps, seed=seed, set=set_fields, need=need, device=device, quiet=quiet,
+        sharding=sharding,
+    )  # fmt: skip
+    _print_once(f"learned: {done}\nnext: selftaught evaluate {done}")
 
 
-def resume(run: Run, *, steps: Limit = None) -> None:
+def resume(run: Run, *, steps: Limit = None, sharding: Literal["ddp", "fsdp"] | None = None) -> None:
     """Go on with a run that was stopped, bit for bit as if it had not been.
 
     Args:
         run: Folder of the run.
         steps: New total number of steps.
+        sharding: Another one than before; the number of processes may be another as well.
     """
     _check_run(run)
     if not (Path(run) / "config.json").is_file():
         raise RunError(f"'{run}' is a run of `selftaught learn`.", do="Give that command again: it goes on.")
     from selftaught.train import resume as job
 
-    print(f"learned: {job(run, steps=steps)}")
+    _print_once(f"learned: {job(run, steps=steps, sharding=sharding)}")
 
 
 def evaluate(
@@ -255,6 +259,10 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 
 
+MANY = ("train", "resume", "methods", "doctor")
+"""Verbs that torchrun may start."""
+
+
 def flags(verb: str) -> dict[str, str]:
     """The flags and positional arguments of a verb, each with its default ("required" when it has none)."""
     hints = typing.get_type_hints(VERBS[verb], include_extras=True)
@@ -307,6 +315,12 @@ def _run(args: list[str]) -> None:
     )
 
 
+def _print_once(text: str) -> None:
+    """Print, in the first of torchrun's processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
+
+
 def _check_words(args: list[str]) -> None:
     """Raise ConfigError with a suggestion for a verb or a flag that does not exist."""
     if not args or args[0].startswith("-"):
@@ -317,6 +331,12 @@ def _check_words(args: list[str]) -> None:
             f"There is no verb '{verb}'.{suggest(verb, VERBS)}",
             expected="one of " + ", ".join(VERBS),
             do="`selftaught --help` lists them with one line each.",
+        )
+    if os.environ.get("WORLD_SIZE", "1") != "1" and verb not in MANY:
+        raise ConfigError(
+            f"`selftaught {verb}` runs in one process, and torchrun started {os.environ['WORLD_SIZE']}.",
+            expected="train or resume, under torchrun",
+            do="Train with torchrun; then give the run to `learn --need features=RUN`, `evaluate` and the others without it.",
         )
     known = [name for name in flags(verb) if name.startswith("--")] + ["--help"]
     for word in args[1:]:

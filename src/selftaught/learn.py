@@ -32,12 +32,13 @@ from selftaught.core.tune import Plan, choose
 from selftaught.data.cache import ImageSet, build_cache
 from selftaught.data.sources import open_data
 from selftaught.evaluate import evaluate
+from selftaught.job import parse_needs
 from selftaught.loading import load
 from selftaught.method import Method, Progress, TrainConfig
 from selftaught.registry import load_class
 from selftaught.report.collect import collect
 from selftaught.report.html import write_report
-from selftaught.train import base_config, describe_data, is_path, parse_needs, train
+from selftaught.train import base_config, describe_data, is_path, train
 
 SCHEMA = 1
 SHARES = {"features": 0.45, "masks": 0.35}

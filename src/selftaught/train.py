@@ -1,7 +1,7 @@
 """THE training loop: every method of every room goes through it.
 
     for step in range(done, total):
-        seed torch, numpy and python from (seed, rank, step)        # randomness is a function, not a state
+        seed torch, numpy and python from (seed, step)              # randomness is a function, not a state
         for player in players:
             batch = method.prepare(pictures number epoch_order(seed)[step])
             loss, parts = method.loss(batch, player)
@@ -9,11 +9,13 @@
         method.after_step()                                         # averages, queues, centres
         metrics.jsonl, progress, checkpoint now and then, stop politely on a signal
 
-A run that was stopped, killed or crashed continues as if nothing had happened, bit for bit, on the same machine.
+A run that was stopped, killed or crashed continues as if nothing had happened, bit for bit, on the same machine. With several processes
+(torchrun) each takes its part of every batch; what is drawn and what is learned do not depend on their number, up to rounding.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
@@ -27,7 +29,7 @@ import torch
 from torch import Tensor
 
 from selftaught import __version__
-from selftaught.core import checkpoint, launch
+from selftaught.core import checkpoint, draws, launch, shard
 from selftaught.core.config import digest, override, read_json, to_json, write_json
 from selftaught.core.errors import ConfigError, NumericError, RunError, SelftaughtError, suggest
 from selftaught.core.guards import Collapse, RunLock, SignalFlag, finite
@@ -36,8 +38,10 @@ from selftaught.core.seeds import batch_indices, seed_all
 from selftaught.core.tune import Plan, choose, describe
 from selftaught.data.cache import ImageSet, build_cache
 from selftaught.data.sources import BadFile, open_data
+from selftaught.job import choose_device, choose_sharding, parse_needs, refuse_used, relative_to_run
 from selftaught.loading import load_method, open_needs
 from selftaught.method import Method, Player, Progress
+from selftaught.nets.batchnorm import join_batch_norms
 from selftaught.registry import load_class
 
 SCHEMA = 1
@@ -45,8 +49,6 @@ SAVE_EVERY_S = 60.0
 MAX_SKIPS = 3
 SMALL_PX = 48
 """Pictures whose shorter side has at most so many pixels are learned at 32 px at size `small`."""
-BEFORE_START = {"needs", "lock.json", "log.txt", "plan.json"}
-"""What a run folder may hold before its first start: a start that was refused, or a plan that was measured, leaves it there."""
 BUILD_STEP = 10**12
 """The 'step' that seeds the weights; no training gets that far."""
 
@@ -67,6 +69,7 @@ class Job:
     config: Any
     needs: dict[str, str]
     device: str = "cpu"
+    sharding: str = "ddp"
 
     def to_json(self) -> dict[str, Any]:
         """The content of config.json."""
@@ -74,6 +77,7 @@ class Job:
         return {
             "schema": SCHEMA, "method": self.method, "size": self.size, "seed": self.seed, "data": data,
             "config": to_json(self.config), "needs": self.needs, "device": self.device,
+            "sharding": self.sharding,
             "versions": {"selftaught": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }  # fmt: skip
 
@@ -88,6 +92,7 @@ def describe_data(data: Any) -> str:
     return data if isinstance(data, str) else f"<{type(data).__name__} given from Python>"
 
 
+@launch.together()
 def train(
     method: str,
     data: Any,
@@ -99,6 +104,7 @@ def train(
     need: Sequence[str] = (),
     device: str = "cpu",
     quiet: bool = False,
+    sharding: str = "ddp",
 ) -> Path:
     """Train a method on unlabelled pictures; a run that exists and is the same is continued.
 
@@ -111,6 +117,7 @@ def train(
         set: "field=value" changes of the method's config.
         need: "NAME=RUN": what a method needs, already learned; trained on demand otherwise.
         device: cpu, cuda or auto.
+        sharding: ddp (every process holds the whole model) or fsdp (each holds a part); matters with several processes only.
 
     Returns:
         The run folder. Raises SelftaughtError for anything that the user can mend; Stopped after a polite stop.
@@ -122,19 +129,20 @@ def train(
     out = Path(out)
     given = parse_needs(need, cls.needs)
     needs = {name: relative_to_run(given[name], out) if name in given else f"needs/{name}" for name in cls.needs}
-    job = Job(method, data, out, size, seed, config, needs, choose_device(device))
-    existing = out / "config.json"
-    if existing.exists():
-        refuse_other(read_json(existing), job)
-    elif out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= BEFORE_START):
-        raise RunError(
-            f"{out} exists and is no run folder.", expected="a new or empty folder", do="Choose another --out."
-        )
+    job = Job(method, data, out, size, seed, config, needs, choose_device(device), choose_sharding(sharding))
+    if launch.place()[0] == 0:
+        refuse_used(job)
     return run_job(job, quiet)
 
 
-def resume(run: str | os.PathLike[str], steps: int | None = None, quiet: bool = False) -> Path:
-    """Continue a run from its folder alone; `steps` may lengthen a run that is not finished or train it further."""
+@launch.together()
+def resume(
+    run: str | os.PathLike[str], steps: int | None = None, quiet: bool = False, sharding: str | None = None
+) -> Path:
+    """Continue a run from its folder alone; `steps` may lengthen a run that is not finished or train it further.
+
+    The number of processes and the `sharding` may be others than before.
+    """
     run = Path(run)
     if not (run / "config.json").exists():
         raise RunError(
@@ -152,8 +160,9 @@ def resume(run: str | os.PathLike[str], steps: int | None = None, quiet: bool = 
             f"{run} was trained on {saved['data']}.", do="Call selftaught.train again with the same objects."
         )
     job = Job(
-        saved["method"], saved["data"], run, saved["size"], saved["seed"], config, saved["needs"], saved["device"]
-    )
+        saved["method"], saved["data"], run, saved["size"], saved["seed"], config, saved["needs"], saved["device"],
+        choose_sharding(sharding or saved.get("sharding", "ddp")),
+    )  # fmt: skip
     return run_job(job, quiet)
 
 
@@ -161,14 +170,22 @@ def run_job(job: Job, quiet: bool) -> Path:
     """Make sure that everything a job needs is there, then train."""
     if job.config.steps < 0 or not 1 <= job.config.accumulate <= job.config.batch_size:
         raise ConfigError("steps must be at least 0, accumulate at least 1 and at most batch_size.")
-    rank, world = launch.start()
-    images = build_cache(open_data(job.data, "train"), job.config.image_px)
+    rank, world = launch.place()
+    if job.config.batch_size // job.config.accumulate < world:
+        raise ConfigError(f"{world} processes cannot share {job.config.batch_size // job.config.accumulate} pictures.",
+                          do="Raise batch_size, lower accumulate, or start fewer processes.")  # fmt: skip
+    with launch.first():
+        images = build_cache(open_data(job.data, "train"), job.config.image_px)
+    if world > 1:
+        launch.same_everywhere("job", json.dumps(job.to_json()))
+        launch.same_everywhere("set of pictures", f"{len(images)} pictures, {digest([images.keys, images.sizes.tolist()])}")
     train_needs(job, quiet)
     lock = RunLock(job.out) if rank == 0 else None
     if lock:
         lock.__enter__()
     try:
-        with Recorder(job.out, job.config.steps, quiet or rank > 0, job.config.batch_size * world) as recorder:
+        with Recorder(job.out, job.config.steps, quiet, job.config.batch_size, writes=rank == 0) as recorder:
+            launch.seen_everywhere(job.out / "lock.json")
             if images.bad:
                 recorder.say(f"{len(images.bad)} broken pictures left out, e.g. {images.bad[0][0]}: {images.bad[0][1]}")
             loop = Loop(job, images, recorder, rank, world)
@@ -187,7 +204,7 @@ def train_needs(job: Job, quiet: bool) -> None:
     cls = load_class(job.method)
     for name, default in cls.needs.items():
         if job.needs[name] == f"needs/{name}":
-            train(default, job.data, job.out / "needs" / name, job.size, None, job.seed, (), (), job.device, quiet)
+            train(default, job.data, job.out / "needs" / name, job.size, None, job.seed, (), (), job.device, quiet, job.sharding)
 
 
 class Loop:
@@ -203,6 +220,10 @@ class Loop:
             self.method: Method = load_class(job.method)(job.config, needs).to(job.device)
         except ValueError as error:
             raise ConfigError(f"These settings do not fit together: {error}") from error
+        if world > 1:
+            join_batch_norms(self.method)
+            if job.sharding == "fsdp":
+                shard.shard(self.method, job.device)
         self.players: dict[str, Player] = self.method.players()
         self.step, self.skips, self.skips_in_row = 0, 0, 0
         self.plan = Plan()
@@ -213,30 +234,33 @@ class Loop:
 
     def run(self) -> None:
         """Train to the end, or to a polite stop."""
-        self.method.begin(self.images, self.job.out, self.recorder.say)
-        folder = checkpoint.latest(self.checkpoints, self.recorder.say)
+        with launch.first():
+            self.method.begin(self.images, self.job.out, self.recorder.say)
+        folder = launch.tell(str(checkpoint.latest(self.checkpoints, self.recorder.say) or "") if self.rank == 0 else "")
         self.plan = self.choose_plan()
         self.plan.apply(self.method)
         self.optimizers = {name: p.build_optimizer() for name, p in self.players.items()}
         if folder:
-            self.restore(folder)
+            self.restore(Path(folder))
         self.recorder.rewind(self.step)
         say = self.recorder.say
         count = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
         say(
             f"{self.job.method}: {count / 1e6:.2f} M parameters, {len(self.images)} pictures of "
             f"{self.images.image_px} px, step {self.step}/{self.total}"
+            + (f", {self.world} processes ({self.job.sharding})" if self.world > 1 else "")
         )
         say(f"computed in {describe(self.plan)}: {self.plan.reason}")
-        with SignalFlag() as flag:
+        with SignalFlag(5.0 if self.world > 1 else 0.0) as flag:
             self.method.train()
             while self.players and self.step < self.total:
                 self.one_step()
-                if flag.requested:
+                stop, due = launch.agree(flag.requested, time.monotonic() - self.saved_at > SAVE_EVERY_S)
+                if stop:
                     self.save()
                     raise Stopped(f"Stopped at step {self.step} of {self.total}; the state is saved.",
-                                  do=f"selftaught resume {self.job.out}", exit_code=flag.requested)  # fmt: skip
-                if time.monotonic() - self.saved_at > SAVE_EVERY_S:
+                                  do=f"selftaught resume {self.job.out}", exit_code=stop)  # fmt: skip
+                if due:
                     self.save()
         self.finish()
 
@@ -244,14 +268,13 @@ class Loop:
         """Do one step of every player, then what comes after it."""
         c = self.job.config
         progress = Progress(self.step, self.total)
-        seed_all(self.job.seed, self.rank, self.step)
-        indices = batch_indices(len(self.images), c.batch_size * self.world, self.job.seed, self.step)
-        mine = indices[self.rank :: self.world]
+        seed_all(self.job.seed, 0, self.step)
+        indices = batch_indices(len(self.images), c.batch_size, self.job.seed, self.step)
         logged: dict[str, float] = {}
         buffers = {name: b.clone() for name, b in self.method.named_buffers()}
         skips = self.skips
         for name, player in self.players.items():
-            logged |= self.move(name, player, mine, progress)
+            logged |= self.move(name, player, indices, progress)
         if self.skips == skips:
             self.method.after_step(progress)
         else:
@@ -269,14 +292,15 @@ class Loop:
         pieces = np.array_split(indices, self.job.config.accumulate)
         loss, logged = 0.0, dict[str, float]()
         for piece in pieces:
-            share = len(piece) / len(indices)
+            share = len(piece) / len(indices) * draws.weight(len(piece))
             total, parts = self.compute(name, piece, progress)
             (total * share).backward()
             loss += float(total.detach()) * share
             for key, value in parts.items():
                 logged[key] = logged.get(key, 0.0) + value * share
         launch.average_gradients(parameters)
-        offender = finite(torch.tensor(loss), player.parameters)
+        loss, logged = launch.mean_numbers(loss, logged)
+        offender = launch.any_text(finite(torch.tensor(loss), shard.own_parts(player.parameters)))
         if offender:
             self.skip(offender, name)
             return {}
@@ -296,11 +320,12 @@ class Loop:
     def compute(
         self, player: str, indices: np.ndarray[Any, Any], progress: Progress
     ) -> tuple[Tensor, dict[str, float]]:
-        """Prepare a batch and compute its loss under the plan."""
-        pixels = self.images.batch(indices).to(self.job.device)
-        batch = self.method.prepare(pixels, indices)
-        with self.plan.autocast(self.job.device):
-            return self.method.loss(batch, player, progress)
+        """Prepare this process's part of a batch and compute its loss under the plan."""
+        with draws.share(len(indices)) as mine:
+            pixels = self.images.batch(indices[mine]).to(self.job.device)
+            batch = self.method.prepare(pixels, indices[mine])
+            with self.plan.autocast(self.job.device):
+                return self.method.loss(batch, player, progress)
 
     def skip(self, offender: str, player: str) -> None:
         """Leave the weights as they are after a number that is not finite; stop when it keeps happening."""
@@ -332,8 +357,9 @@ class Loop:
     def choose_plan(self) -> Plan:
         """The plan of this run: from its folder when it has one, measured otherwise."""
         path = self.job.out / "plan.json"
-        if path.exists():
-            return Plan(**read_json(path))
+        kept = json.loads(launch.tell(json.dumps(read_json(path)) if self.rank == 0 and path.exists() else "null"))
+        if kept:
+            return Plan(**kept)
         if self.job.size == "tiny" or not self.players:
             plan = Plan(reason="a run this short does not pay for measuring")
         else:
@@ -347,7 +373,7 @@ class Loop:
     def trial(self, plan: Plan) -> None:
         """Forward and backward of one piece of a batch under a plan."""
         c = self.job.config
-        seed_all(self.job.seed, self.rank, BUILD_STEP + 1)
+        seed_all(self.job.seed, 0, BUILD_STEP + 1)
         indices = batch_indices(len(self.images), max(c.batch_size // c.accumulate, 2), self.job.seed, 0)
         before, self.plan = self.plan, plan
         for name in self.players:
@@ -358,35 +384,39 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint: the state dict, the optimisers, and where the run is."""
-        tensors: dict[str, dict[str, Tensor]] = {"model": dict(self.method.state_dict())}
+        tensors: dict[str, dict[str, Tensor]] = {"model": shard.whole(self.method.state_dict())}
         optimizers = {}
         for name, optimizer in self.optimizers.items():
-            tensors[f"optim.{name}"], optimizers[name] = checkpoint.flatten_optimizer(optimizer)
+            parts, optimizers[name] = checkpoint.flatten_optimizer(optimizer)
+            tensors[f"optim.{name}"] = shard.whole(parts)
         state = {
             "step": self.step, "optimizers": optimizers, "collapse": self.collapse.to_json(), "skips": self.skips,
             "verdict": self.verdict, "reason": self.reason, "config": digest(self.job.config), "done": self.step >= self.total,
         }  # fmt: skip
-        if self.rank == 0:
-            checkpoint.save(self.checkpoints, self.step, {k: v for k, v in tensors.items() if v}, state)
+        with launch.first():
+            if self.rank == 0:
+                checkpoint.save(self.checkpoints, self.step, {k: v for k, v in tensors.items() if v}, state)
         self.saved_at = time.monotonic()
 
     def restore(self, folder: Path) -> None:
         """Take up the run where a checkpoint left it."""
         tensors, state = checkpoint.load(folder)
-        self.method.load_state_dict(tensors.get("model", {}))
+        self.method.load_state_dict(shard.cut_like(tensors.get("model", {}), self.method.state_dict()))
         for name, optimizer in self.optimizers.items():
-            checkpoint.restore_optimizer(optimizer, tensors.get(f"optim.{name}", {}), state["optimizers"][name])
+            parts = shard.cut_optimizer(tensors.get(f"optim.{name}", {}), optimizer)
+            checkpoint.restore_optimizer(optimizer, parts, state["optimizers"][name])
         self.step, self.skips = state["step"], state["skips"]
         self.verdict, self.reason = state["verdict"], state["reason"]
         self.collapse.restore(state["collapse"])
 
     def finish(self) -> None:
         """Save the end, and draw the pictures a person should look at."""
-        done = checkpoint.latest(self.checkpoints)
-        if done is None or int(done.name.removesuffix(".old").split("-")[1]) != self.step:
+        done = launch.tell(str(checkpoint.latest(self.checkpoints) or "") if self.rank == 0 else "")
+        if not done or int(Path(done).name.removesuffix(".old").split("-")[1]) != self.step:
             self.save()
-        if self.rank == 0:
-            draw_pictures(load_method(self.job.out), self.images, self.job.out)
+        with launch.first():  # nobody goes on with a run that the first process has not finished
+            if self.rank == 0:
+                draw_pictures(load_method(self.job.out), self.images, self.job.out)
             self.recorder.say(f"done: {self.step} steps, health: {self.verdict}. {self.reason}".rstrip())
 
 
@@ -421,52 +451,3 @@ def median_px(data: Any, count: int = 50) -> int:
         except BadFile:
             continue
     return int(np.median(sides)) if sides else 0
-
-
-def parse_needs(need: Sequence[str], known: Any) -> dict[str, Path]:
-    """Read "NAME=RUN" settings; RUN must be a finished run folder."""
-    given: dict[str, Path] = {}
-    for text in need:
-        name, equals, run = text.partition("=")
-        if not equals or name not in known:
-            raise ConfigError(f"--need {text!r} names nothing that is needed.{suggest(name, known)}",
-                              expected=", ".join(f"{k}=RUN" for k in known) or "no needs")  # fmt: skip
-        if not (Path(run) / "config.json").exists():
-            raise RunError(f"{run} is no run folder.", expected=f"the run folder that learned {name}")
-        given[name] = Path(run)
-    return given
-
-
-def relative_to_run(path: Path, run: Path) -> str:
-    """How config.json names a needed run: relative when it lies beside or below the run, so that both can be moved."""
-    path, run = path.resolve(), run.resolve()
-    return os.path.relpath(path, run) if path.is_relative_to(run.parent) else str(path)
-
-
-def refuse_other(saved: dict[str, Any], job: Job) -> None:
-    """Raise RunError when a folder holds a run with other settings than asked for."""
-    new = job.to_json()
-    for key in ("method", "data", "seed", "config", "needs"):
-        if saved.get(key) != new[key]:
-            old_text, new_text = difference(saved.get(key), new[key])
-            raise RunError(f"{job.out} holds another run: its {key} is {old_text}, asked for is {new_text}.",
-                           do="Choose another --out, or continue that run with `selftaught resume`.")  # fmt: skip
-
-
-def difference(old: Any, new: Any) -> tuple[str, str]:
-    """The part in which two JSON values differ, as text."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-        return ", ".join(f"{k}={old.get(k)}" for k in keys), ", ".join(f"{k}={new.get(k)}" for k in keys)
-    return repr(old), repr(new)
-
-
-def choose_device(device: str) -> str:
-    """cpu, cuda, or the better of the two for "auto"."""
-    if device not in ("cpu", "cuda", "auto"):
-        raise ConfigError(
-            f"There is no device {device!r}.{suggest(device, ['cpu', 'cuda', 'auto'])}", expected="cpu, cuda or auto"
-        )
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("This machine offers torch no GPU.", do="Leave --device away, or install a torch with CUDA.")
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selftaught.core.launch import deviation
 from selftaught.measure.representation import representation_scores
 from selftaught.measure.score import Score
 from selftaught.method import EvalData, Method, Picture, TrainConfig
@@ -78,7 +79,7 @@ def embedding_health(z: Tensor) -> dict[str, float]:
     """Collapse meters of (B, D) embeddings: `std_z`, the mean over dimensions of the deviation of the L2-normalised vectors
     (healthy about 1/sqrt(D), collapsed 0), and `dim` = D to compare it with."""
     z = torch.nn.functional.normalize(z.detach().float(), dim=-1)
-    return {"std_z": float(z.std(0).mean()), "dim": float(z.shape[-1])}
+    return {"std_z": float(deviation(z).mean()), "dim": float(z.shape[-1])}
 
 
 def projector(sizes: tuple[int, ...], norm: bool = True) -> torch.nn.Sequential:

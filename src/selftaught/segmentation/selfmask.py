@@ -22,7 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selftaught.core import draws
 from selftaught.core.errors import ConfigError
+from selftaught.core.launch import divisor
 from selftaught.data.augment import color_jitter, crop_resize, hflip, random_resized_crop_params
 from selftaught.measure.mask_scores import segmentation_scores
 from selftaught.measure.score import Score
@@ -83,7 +85,7 @@ def ranking_loss(scores: Tensor, dice: Tensor) -> Tensor:
     """Pairwise hinge (SelfMask, eq. 5): mean over pairs (i better than j) of max(0, s_j - s_i); (B, Q) scores and Dice losses."""
     better = (dice[:, :, None] < dice[:, None, :]).float()
     hinge = torch.relu(scores[:, None, :] - scores[:, :, None])
-    return (better * hinge).sum() / better.sum().clamp(min=1)
+    return (better * hinge).sum() / divisor(better.sum(), len(scores)).clamp(min=1)
 
 
 class CrossAttention(nn.Module):
@@ -140,8 +142,14 @@ class MaskNet(nn.Module):
         self.queries = nn.Parameter(torch.randn(queries, width))
         self.layers = nn.ModuleList([QueryLayer(width) for _ in range(depth)])
         self.mask_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-        self.bias = nn.Parameter(torch.tensor(-1.0))
+        self.bias = nn.Parameter(torch.tensor([-1.0]))
         self.score_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # In runs written before it could be sharded, the bias is a tensor without dimensions.
+        if f"{prefix}bias" in state_dict:
+            state_dict[f"{prefix}bias"] = state_dict[f"{prefix}bias"].view(1)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         if self.frozen:  # batch statistics must not move either, and no gradient is computed for it
@@ -239,11 +247,11 @@ class SelfMask(Method):
         B, S = len(images), c.image_px
         target = resize(torch.from_numpy(self.pseudo[indices].astype(np.float32) / 255)[:, None], (S, S))
         boxes = random_resized_crop_params(B, S, S, (c.crop_min, 1.0), (0.75, 4 / 3))
-        flips = torch.rand(B) < 0.5
-        u = 1 + c.jitter * (2 * torch.rand(4, B) - 1)
-        order = torch.rand(B, 4).argsort(1)
+        flips = draws.rand(B) < 0.5
+        u = 1 + c.jitter * (2 * draws.rand(4, B, rows=1) - 1)
+        order = draws.rand(B, 4).argsort(1)
         crops = hflip(crop_resize(pictures, boxes, S), flips)
-        crops = color_jitter(crops, order, u[0], u[1], u[2], 0.3 * (u[3] - 1), torch.rand(B) < 0.8)
+        crops = color_jitter(crops, order, u[0], u[1], u[2], 0.3 * (u[3] - 1), draws.rand(B) < 0.8)
         return {"images": crops, "pictures": pictures, "target": target, "boxes": boxes, "flips": flips}
 
     def loss(self, batch: dict[str, Tensor], player: str, progress: Progress) -> tuple[Tensor, Parts]:
