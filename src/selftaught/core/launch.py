@@ -180,7 +180,8 @@ def mean_numbers(loss: float, numbers: dict[str, float]) -> tuple[float, dict[st
 
 def any_text(text: str | None) -> str | None:
     """The text of this process, or a word about another's when only that has one; None when nobody has any."""
-    return text or ("a number of another process" if agree(text is not None)[0] else None)
+    somebody = agree(text is not None)[0]  # all must take part
+    return text or ("a number of another process" if somebody else None)
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
