@@ -1,6 +1,7 @@
 """Two processes compute what one does: losses, gradients, statistics, draws; and what they tell each other.
 
-This file is run by each of two processes as a program: it does every check in `CHECKS` and prints what failed. A batch of 9 is divided 5 to 4.
+This file is run by each of two processes as a program: it does every check in `CHECKS` and prints what failed. A batch of 9 is
+divided 5 to 4.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from selftaught.core import draws, launch, seeds, shard
 from selftaught.core.errors import RankError
+from selftaught.data import image_ops
 from selftaught.data.augment import augment, draw_view, simclr_view
 from selftaught.method import Progress
 from selftaught.nets.batchnorm import JoinedBatchNorm, join_batch_norms
@@ -269,8 +271,10 @@ def they_agree_and_tell() -> None:
 @contextmanager
 def exactly() -> Iterator[None]:
     """Compute whole methods in double precision: in single, DINO's sharp answers blow up the rounding of a sum in another order."""
+    separable = image_ops._separable
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tensor, "float", Tensor.double)
+        patch.setattr(image_ops, "_separable", lambda x, rows, columns: separable(x, rows.to(x), columns.to(x)))
         torch.set_default_dtype(torch.float64)
         try:
             yield
