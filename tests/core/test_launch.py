@@ -343,7 +343,7 @@ for _name in TRAINED:
 def results(start_ranks: Callable[..., list[subprocess.Popen[str]]], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """What failed in each of two processes, by check."""
     found = start_ranks([__file__], OUT=str(tmp_path_factory.mktemp("ranks")))
-    answers = [process.communicate(timeout=500) for process in found]
+    answers = [process.communicate(timeout=3000) for process in found]
     for process, (out, err) in zip(found, answers, strict=True):
         assert process.returncode == 0, out[-2000:] + err[-5000:]
     return [json.loads(out.rpartition("RESULTS ")[2]) for out, _ in answers]

@@ -29,6 +29,8 @@ def shard(method: nn.Module, device: str) -> None:
     scalars = [name for name, p in method.named_parameters() if p.ndim == 0]
     if scalars:
         raise ConfigError(f"{scalars[0]} is a single number, which cannot be sharded.", do="Use --sharding ddp.")
+    for p in method.parameters():  # a copied encoder may keep its channels last
+        p.data = p.data.contiguous()
     mesh = init_device_mesh(torch.device(device).type, (place()[1],))
     for part in method.modules():
         if isinstance(part, nn.ModuleList):
