@@ -211,7 +211,7 @@ def test_a_frozen_process_is_noticed(straight: Straight) -> None:
 def test_torchrun_ends_and_starts_again(straight: Straight, data: Path) -> None:
     run = straight.root / "torchrun"
     environment = {**os.environ, "COMMANDS": command("dino", data, run), "HARM": "kill:1:6", "SAVE_OFTEN": "1", "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", PROGRAM]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", PROGRAM]
     done = subprocess.run(torchrun, env=environment, capture_output=True, text=True, timeout=3000)
     assert done.returncode != 0 and "rank 1 (" in done.stderr and "is gone" in done.stderr, done.stderr[-3000:]
     environment["HARM"] = ""
