@@ -2,7 +2,9 @@
 #   make learn                                    learn from the built-in pictures, about ten minutes
 #   make learn DATA=photos OUT=runs/photos        learn from your own
 #   make bench PICTURES=cifar10                   speed of the cuts; representation methods, three seeds, on labelled pictures
+#   make speed PICTURES=cifar10                   speed and memory beside others, about an hour on a quiet machine
 #   make test | lint | docs | clean
+#   make nightly                                  the tests that take hours
 
 PYTHON  ?= python3
 DATA    ?= sample:things
@@ -18,7 +20,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet 
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help learn test lint bench docs clean
+.PHONY: help learn test nightly lint bench speed docs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,9 +51,19 @@ lint: $(VENV)/.installed-dev
 test: lint
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
+nightly: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly -n $(WORKERS)
+
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/cut_speed.py
 	$(if $(PICTURES),$(BIN)/python benchmarks/representation.py "$(PICTURES)" --name "$(notdir $(PICTURES))")
+
+speed: $(VENV)/.installed-dev
+	$(PIP_INSTALL) -e ".[bench]"
+	for name in choices loading cuts; do $(BIN)/python benchmarks/speed_$$name.py || exit 1; done
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/cluster.py
+	$(if $(PICTURES),$(BIN)/python benchmarks/speed_training.py --data "$(PICTURES)" --name "$(notdir $(PICTURES))")
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tools/make_docs_tables.py

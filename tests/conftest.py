@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,12 @@ import pytest
 import torch
 
 from selftaught.nets.torchvision_ops import make_torchvision_importable
+from trained_runs import runs as runs  # a fixture
+
+# A shell that starts the tests in the background ignores these, and whatever the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 torch.set_num_threads(1)
 make_torchvision_importable()

@@ -50,7 +50,7 @@ class Bright:
         return [image[..., 0].astype(np.float32) / 255 for image in images]
 
     def provider(self, capability: str) -> Any:
-        return Mean() if capability == "embed" else types.SimpleNamespace(players=dict)
+        return Mean() if capability == "embed" else types.SimpleNamespace(players=dict, parameters=lambda: iter(()))
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     stand_in("selftaught.train", "train", "resume")
     stand_in("selftaught.evaluate", "evaluate")
     stand_in("selftaught.apply", "embed", "segment", "export")
+    stand_in("selftaught.cluster", "embed", "segment")
     return seen
 
 
@@ -190,6 +191,18 @@ def test_the_other_verbs_pass_everything_on(
     assert code == 0
     assert job["export"] == ((finished, ("onnx", "coco"), "d"), {"data": None})
     assert out == "wrote a.onnx\nwrote b.json\n"
+
+
+@pytest.mark.parametrize("verb", ["embed", "segment"])
+def test_bulk_work_goes_to_the_engine_asked_for(
+    job: dict[str, Any], finished: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    fractions = {"threshold": 0.5, "min_area": 0.001} if verb == "segment" else {}
+    monkeypatch.setattr(sys.modules["selftaught.apply"], verb, None)
+    assert run(capsys, verb, finished, "sample:things", "--out", "d", "--engine", "ray", "--workers", "3")[0] == 0
+    assert job[verb] == ((finished, "sample:things", "d"), {"workers": 3, **fractions})
+    code, _, err = run(capsys, verb, finished, "sample:things", "--out", "d", "--workers", "3")
+    assert code == 2 and "Add --engine ray" in err
 
 
 def test_evaluate_prints_scores_with_their_baselines(

@@ -1,193 +1,26 @@
-"""The loop: a stopped run is the same run bit for bit, every method; what is refused, and what is left alone.
+"""The loop: what is refused, and what is left alone.
 
-The guards (numbers, disk, damaged checkpoints) are in test_train_guards.py.
+The guards (numbers, disk, damaged checkpoints) are in test_train_guards.py, exact continuation is in crash/test_continuation.py.
 """
 
 from __future__ import annotations
 
-import ast
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from selftaught import registry
-from selftaught.core import checkpoint
 from selftaught.core.config import read_json
 from selftaught.core.errors import ConfigError, RunError
 from selftaught.data.arrays import ArraySource
 from selftaught.data.base import Truth
 from selftaught.loading import load_method
 from selftaught.train import resume, train
-
-METHODS = list(registry.methods())
-NEEDY = [name for name in METHODS if registry.load_class(name).needs]
-TRAINED = [name for name in METHODS if registry.load_class(name).sizes["tiny"].steps]
-SMALL = ["batch_size=8"]
-STOP = """
-import os, signal, sys, torch
-torch.set_num_threads(1)
-from selftaught.nets.torchvision_ops import make_torchvision_importable
-make_torchvision_importable()
-from selftaught import cli
-from selftaught.train import Loop
-log = Loop.log
-def log_and_stop(self, logged):
-    log(self, logged)
-    if self.step == 10:
-        os.kill(os.getpid(), signal.SIGTERM)
-if os.environ.get("STOP") == "1":
-    Loop.log = log_and_stop
-codes = {}
-for line in sys.stdin.read().splitlines():
-    name, *arguments = line.split("\\t")
-    try:
-        cli.main(arguments)
-        codes[name] = 0
-    except SystemExit as stop:
-        codes[name] = stop.code
-print("CODES", codes)
-"""
-
-
-def in_new_process(commands: dict[str, list[str]], stop: bool) -> dict[str, int]:
-    """Run `selftaught` commands one after the other in a new process, stopped at step 10; name -> exit code."""
-    text = "".join("\t".join([name, *arguments]) + "\n" for name, arguments in commands.items())
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STOP": "1" if stop else "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", STOP], input=text, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    codes: dict[str, int] = ast.literal_eval(done.stdout.rpartition("CODES ")[2])
-    return codes
-
-
-@dataclass
-class Runs:
-    """Every method trained straight through, and again with a stop and a new process in between."""
-
-    data: Path
-    straight: Path
-    stopped: Path
-    halves: Path
-    """Copies of the stopped runs as they were before they went on."""
-    codes: dict[str, int]
-
-    def needs(self, name: str) -> list[str]:
-        return [f"features={self.straight / 'dino'}"] if name in NEEDY else []
-
-
-def structured_noise(count: int, px: int = 32, seed: int = 0) -> np.ndarray:
-    """(N, px, px, 3) uint8: coloured noise with a brighter block."""
-    rng = np.random.default_rng(seed)
-    images = rng.integers(0, 120, (count, px, px, 3)).astype(np.uint8)
-    for image in images:
-        y, x = rng.integers(2, px // 2, 2)
-        image[y : y + px // 3, x : x + px // 3] += rng.integers(60, 130, 3).astype(np.uint8)
-    return images
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    root = tmp_path_factory.mktemp("runs")
-    data = root / "data.npz"
-    np.savez(data, images=structured_noise(40))
-    made = Runs(data, root / "straight", root / "stopped", root / "halves", {})
-    commands: dict[str, list[str]] = {}
-    for name in sorted(METHODS, key=lambda n: n in NEEDY):
-        train(name, data, made.straight / name, size="tiny", set=SMALL, need=made.needs(name), quiet=True)
-        commands[name] = ["train", name, str(data), "--out", str(made.stopped / name), "--size", "tiny", "--quiet",
-                          "--set", SMALL[0]]  # fmt: skip
-        for need in made.needs(name):
-            commands[name] += ["--need", need]
-    made.codes.update(in_new_process(commands, stop=True))
-    shutil.copytree(made.stopped, made.halves)
-    codes = in_new_process({name: ["resume", str(made.stopped / name)] for name in METHODS}, stop=False)
-    assert set(codes.values()) == {0}, codes
-    return made
-
-
-def newest(run: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    folder = checkpoint.latest(run / "checkpoints")
-    assert folder is not None
-    return checkpoint.load(folder)
-
-
-def differing(a: Path, b: Path) -> list[str]:
-    """Names of the tensors in which the newest checkpoints of two runs differ by a bit."""
-    (first, _), (second, _) = newest(a), newest(b)
-    assert first.keys() == second.keys()
-    names = []
-    for part in first:
-        assert first[part].keys() == second[part].keys()
-        names += [f"{part}.{k}" for k, v in first[part].items() if v.numpy().tobytes() != second[part][k].numpy().tobytes()]
-    return names
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_stopped_run_is_the_same_run(runs: Runs, name: str) -> None:
-    straight, stopped = runs.straight / name, runs.stopped / name
-    assert runs.codes[name] == (143 if name in TRAINED else 0)
-    assert differing(straight, stopped) == []
-    (_, first), (_, second) = newest(straight), newest(stopped)
-    assert first == second and first["done"]
-    if name in TRAINED:
-        assert [p.name for p in (runs.halves / name / "checkpoints").iterdir()] == ["step-000010"]
-        lines = (straight / "metrics.jsonl").read_bytes()
-        assert (stopped / "metrics.jsonl").read_bytes() == lines
-        assert [json.loads(x)["step"] for x in lines.splitlines()] == list(range(1, 21))
-        assert len((runs.halves / name / "metrics.jsonl").read_bytes().splitlines()) == 10
-    pictures = {p.name: p.read_bytes() for p in (straight / "pictures").iterdir()}
-    assert pictures and pictures == {p.name: p.read_bytes() for p in (stopped / "pictures").iterdir()}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_both_give_the_same_answers(runs: Runs, name: str) -> None:
-    methods = [load_method(folder / name) for folder in (runs.straight, runs.stopped)]
-    images = torch.from_numpy(structured_noise(3, seed=9)).permute(0, 3, 1, 2).float() / 255
-    for capability in methods[0].capabilities:
-        arguments = (images, images[:, 0]) if capability == "inpaint" else (images,)
-        first, second = (getattr(m, capability)(*arguments) for m in methods)
-        assert torch.equal(first, second), capability
-
-
-def changed_half(runs: Runs, out: Path, change: Callable[[dict[str, dict[str, Tensor]]], None]) -> Path:
-    """The stopped DINO run with something changed in its checkpoint, gone on to the end."""
-    shutil.copytree(runs.halves / "dino", out)
-    tensors, state = newest(out)
-    change(tensors)
-    checkpoint.save(out / "checkpoints", 10, tensors, state, keep=1)
-    return resume(out, quiet=True)
-
-
-def test_going_on_without_a_part_of_the_state_is_another_run(runs: Runs, tmp_path: Path) -> None:
-    def average_forgotten(tensors: dict[str, dict[str, Tensor]]) -> None:
-        name = "teacher.module.head.prototypes"
-        tensors["model"][name] = tensors["model"]["head.prototypes"].clone()
-
-    def moment_forgotten(tensors: dict[str, dict[str, Tensor]]) -> None:
-        name = next(k for k in tensors["optim.student"] if k.endswith("exp_avg_sq"))
-        tensors["optim.student"][name].zero_()
-
-    straight = runs.straight / "dino"
-    assert differing(changed_half(runs, tmp_path / "same", lambda tensors: None), straight) == []
-    for number, change in enumerate((average_forgotten, moment_forgotten)):
-        assert differing(changed_half(runs, tmp_path / str(number), change), straight) != [], change.__name__
-
-
-def test_the_seed_matters(runs: Runs, tmp_path: Path) -> None:
-    other = train("simclr", runs.data, tmp_path / "one", size="tiny", set=SMALL, seed=1, quiet=True)
-    assert any(name.startswith("model.") for name in differing(other, runs.straight / "simclr"))
+from trained_runs import METHODS, SMALL, TRAINED, Runs, differing, newest, structured_noise
 
 
 def test_a_finished_run_is_left_alone(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:

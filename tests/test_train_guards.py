@@ -19,9 +19,10 @@ from selftaught.core.errors import NumericError, RunError
 from selftaught.method import Method, Player, TrainConfig
 from selftaught.representation.dino import DINO
 from selftaught.representation.simclr import SimCLR
-from selftaught.train import MAX_SKIPS, Loop, resume, train
+from selftaught.train import Loop, resume, train
 
 LOOP = sys.modules["selftaught.train"]  # the package's attribute of that name is the function
+MAX_SKIPS = TrainConfig().max_skips
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -203,7 +204,8 @@ def mean_method(monkeypatch: pytest.MonkeyPatch) -> None:
         return Mean if name == "mean" else registry.load_class(name)
 
     monkeypatch.setattr(LOOP, "load_class", load_class)
-    monkeypatch.setattr("selftaught.loading.load_class", load_class)
+    for module in ("loading", "settings"):
+        monkeypatch.setattr(f"selftaught.{module}.load_class", load_class)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8])

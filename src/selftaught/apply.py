@@ -57,7 +57,9 @@ class Network(torch.nn.Module):
         self.capability = capability
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        answer: torch.Tensor = getattr(self.method, self.capability)(images)
+        # A method may do more than its network, e.g. solve for the edges; what can be exported then has a name of its own.
+        call = getattr(self.method, f"{self.capability}_network", None) or getattr(self.method, self.capability)
+        answer: torch.Tensor = call(images)
         return answer
 
 
@@ -95,6 +97,11 @@ class Walk:
 
     def __iter__(self) -> Iterator[tuple[list[int], list[npt.NDArray[np.uint8]]]]:
         """Yield numbers and pictures (H, W, 3); raises DataError (exit code 3) when none can be read."""
+        yield from self.batches()
+        self._close()
+
+    def batches(self) -> Iterator[tuple[list[int], list[npt.NDArray[np.uint8]]]]:
+        """The same without a word about broken ones, for a part of the data in which all may be broken."""
         numbers: list[int] = []
         images: list[npt.NDArray[np.uint8]] = []
         for i in self._counted():
@@ -108,7 +115,6 @@ class Walk:
                 numbers, images = [], []
         if images:
             yield numbers, images
-        self._close()
 
     def _read(self, i: int) -> npt.NDArray[np.uint8] | None:
         key = self.source.keys[i]
@@ -141,19 +147,29 @@ class Walk:
 
     def _close(self) -> None:
         if not self.names:
-            what = f"None of the {len(self.source)} pictures can be read."
-            why = "; ".join(f"{key}: {reason}" for key, reason in self.bad[:3])
-            raise DataError(what, why=why, do="`selftaught data check DATA` says more.", exit_code=EXIT_DATA)
+            raise none_readable(len(self.source), self.bad)
         if self.bad and not self.quiet:
-            print(f"skipped {len(self.bad)} of {len(self.source)} pictures that cannot be read:", file=sys.stderr)
-            for key, reason in self.bad[:10]:
-                print(f"  {key}: {reason}", file=sys.stderr)
+            print_skipped(len(self.bad), len(self.source), self.bad)
+
+
+def none_readable(total: int, bad: Sequence[tuple[str, str]]) -> DataError:
+    """The error for data of which no picture can be read."""
+    why = "; ".join(f"{key}: {reason}" for key, reason in bad[:3])
+    do = "`selftaught data check DATA` says more."
+    return DataError(f"None of the {total} pictures can be read.", why=why, do=do, exit_code=EXIT_DATA)
+
+
+def print_skipped(count: int, total: int, bad: Sequence[tuple[str, str]]) -> None:
+    """Say on stderr how many pictures were left out, and name the first ten."""
+    print(f"skipped {count} of {total} pictures that cannot be read:", file=sys.stderr)
+    for key, reason in bad[:10]:
+        print(f"  {key}: {reason}", file=sys.stderr)
 
 
 def embed(run: str | Path, data: Any, out: str | Path, *, batch: int = BATCH, quiet: bool = False) -> Path:
     """Write one feature vector per picture to `out` (.npz or .parquet, keys path and embedding); return the path."""
     target = _embedding_path(out)
-    learned = _load(run, "embed")
+    learned = load_capable(run, "embed")
     walk = Walk(open_data(data), "embedding", batch, quiet)
     vectors = [learned.embed(images) for _, images in walk]
     return exports.write_embeddings(target, list(walk.names.values()), np.concatenate(vectors))
@@ -174,11 +190,9 @@ def segment(
     An object is a connected part where the mask is at least `threshold`, in [0, 1], and which covers at least
     `min_area`, a share of the picture.
     """
-    for name, value in (("threshold", threshold), ("min_area", min_area)):
-        if not 0 <= value <= 1:
-            raise ConfigError(f"{name} is {value}.", expected="a number from 0 to 1")
+    check_fractions(threshold=threshold, min_area=min_area)
     folder = Path(out).expanduser()
-    learned = _load(run, "segment")
+    learned = load_capable(run, "segment")
     walk = Walk(open_data(data), "segmenting", batch, quiet)
     pictures = _segmented(learned, walk, folder / "masks", threshold, min_area)
     exports.write_coco(folder / "objects.coco.json", pictures)
@@ -202,7 +216,7 @@ def export(
     wrong = [name for name in formats if name not in FORMATS]
     if wrong:
         raise ConfigError(f"There is no format '{wrong[0]}'.", expected="some of " + ", ".join(FORMATS))
-    learned = _load(run)
+    learned = load_capable(run)
     possible = _possible(learned)
     for name in formats:
         if name not in possible:
@@ -217,12 +231,12 @@ def export(
 
 
 def networks(learned: Learned) -> dict[str, tuple[Network, torch.Tensor]]:
-    """The trained networks by name, each with an example input; a cut that was not trained is no network."""
+    """The networks by name, learned or published, each with an example input; a cut has no weights and is none."""
     found = {}
     for name, capability in (("features", "embed"), ("masks", "segment")):
         if capability in learned.capabilities:
             method = learned.provider(capability)
-            if method.players():
+            if next(method.parameters(), None) is not None:
                 found[name] = (Network(method, capability), torch.rand(1, 3, method.image_px, method.image_px))
     return found
 
@@ -282,7 +296,15 @@ def _segmented(
     return pictures
 
 
-def _load(run: str | Path, capability: str = "") -> Learned:
+def check_fractions(**values: float) -> None:
+    """Raise ConfigError for a value outside of [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{name} is {value}.", expected="a number from 0 to 1")
+
+
+def load_capable(run: str | Path, capability: str = "") -> Learned:
+    """Open a run; raises RunError when it has not learned the capability."""
     from selftaught.loading import load
 
     learned: Learned = load(run)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import inspect
+import io
 import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from selftaught.core.errors import EXIT_SIGINT, EXIT_USAGE, ConfigError, DataError, RunError, SelftaughtError, suggest
 
-if TYPE_CHECKING:
-    from selftaught.measure.score import Score
-
 Data = Positional[Annotated[str, arg(metavar="DATA")]]
 Run = Positional[Annotated[str, arg(metavar="RUN")]]
 Size = Literal["tiny", "small", "paper"]
 Need = UseAppendAction[Annotated[tuple[str, ...], arg(metavar="NAME=RUN")]]
 Limit = Annotated[int | None, arg(metavar="N")]
+Engine = Literal["local", "ray"]
 Format = Literal["coco", "masks", "npz", "onnx", "parquet", "yolo"]
 Switch = FlagCreatePairsOff[bool]
 
@@ -66,6 +68,7 @@ def train(
     size: Size = "small",
     steps: Limit = None,
     seed: int = 0,
+    backbone: Annotated[str | None, arg(metavar="NAME")] = None,
     set_fields: UseAppendAction[Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE")]] = (),
     need: Need = (),
     device: Literal["cpu", "auto"] = "cpu",
@@ -81,6 +84,7 @@ def train(
         size: tiny (seconds), small (CPU minutes), paper (GPUs).
         steps: Number of steps instead of the size's own.
         seed: Seed of everything random.
+        backbone: The network, short for --set backbone=NAME, e.g. timm:vit_small_patch8_224.dino.
         set_fields: Change a field of the method's config; `selftaught methods METHOD` lists them.
         need: Use an already learned run for a need, e.g. features=runs/dino.
         device: cpu, or auto for the fastest one that is there.
@@ -91,6 +95,8 @@ def train(
     _check_data(data)
     from selftaught.train import train as job
 
+    if backbone:
+        set_fields = (f"backbone={backbone}", *set_fields)
     done = job(
         method, data, out, size=size, steps=steps, seed=seed, set=set_fields, need=need, device=device, quiet=quiet,
         sharding=sharding,
@@ -114,6 +120,19 @@ def resume(run: Run, *, steps: Limit = None, sharding: Literal["ddp", "fsdp"] | 
     _print_once(f"learned: {job(run, steps=steps, sharding=sharding)}")
 
 
+def replay(capture: Positional[Annotated[str, arg(metavar="CAPTURE")]]) -> None:
+    """Compute a step again whose numbers were not finite, and say where the first bad number came from.
+
+    Args:
+        capture: A folder such as RUN/captures/step-000123.
+    """
+    if not Path(capture).is_dir():
+        raise RunError(f"There is no capture '{capture}'.{_near(Path(capture))}", expected="RUN/captures/step-000123")
+    from selftaught.replay import replay as job
+
+    print("\n".join(job(capture).lines()))
+
+
 def evaluate(
     run: Run,
     data: Positional[Annotated[str | None, arg(metavar="[DATA]")]] = None,
@@ -133,23 +152,24 @@ def evaluate(
     if data is not None:
         _check_data(data)
     from selftaught.evaluate import evaluate as job
+    from selftaught.measure.score import print_scores
 
-    _print_scores(job(run, data, json=json, limit=limit))
+    print_scores(job(run, data, json=json, limit=limit))
 
 
-def embed(run: Run, data: Data, *, out: str) -> None:
+def embed(run: Run, data: Data, *, out: str, engine: Engine = "local", workers: Limit = None) -> None:
     """Write one feature vector per picture.
 
     Args:
         run: Folder of the run.
         data: Pictures to embed.
-        out: FILE.parquet or FILE.npz, with the keys path and embedding.
+        out: FILE.parquet or FILE.npz, with the keys path and embedding; with --engine ray a folder of Parquet files.
+        engine: local, or ray for many tar shards on a cluster ($RAY_ADDRESS, else this machine).
+        workers: Processes of --engine ray; all processors when not given.
     """
     _check_run(run)
     _check_data(data)
-    from selftaught.apply import embed as job
-
-    print(f"wrote {job(run, data, out)}")
+    print(f"wrote {_engine('embed', engine, workers)(run, data, out)}")
 
 
 def segment(
@@ -159,21 +179,33 @@ def segment(
     out: str,
     threshold: Annotated[float, arg(metavar="FRACTION")] = 0.5,
     min_area: Annotated[float, arg(metavar="FRACTION")] = 0.001,
+    engine: Engine = "local",
+    workers: Limit = None,
 ) -> None:
     """Write a soft mask per picture and the boxes of the objects found.
 
     Args:
         run: Folder of the run.
         data: Pictures to segment.
-        out: Folder for masks/STEM.png and objects.coco.json.
+        out: Folder for masks/STEM.png and objects.coco.json; with --engine ray for Parquet files that hold the same.
         threshold: A pixel belongs to an object above this value of the soft mask (0 to 1).
         min_area: Objects below this share of the picture are left out (0 to 1).
+        engine: local, or ray for many tar shards on a cluster ($RAY_ADDRESS, else this machine).
+        workers: Processes of --engine ray; all processors when not given.
     """
     _check_run(run)
     _check_data(data)
-    from selftaught.apply import segment as job
-
+    job = _engine("segment", engine, workers)
     print(f"wrote {job(run, data, out, threshold=threshold, min_area=min_area)}")
+
+
+def _engine(verb: str, engine: Engine, workers: int | None) -> Callable[..., Path]:
+    """The function that does a verb, here or on a cluster."""
+    if engine == "local" and workers is not None:
+        raise ConfigError("--workers says how many processes a cluster gets.", do="Add --engine ray.")
+    module = importlib.import_module("selftaught.cluster" if engine == "ray" else "selftaught.apply")
+    job: Callable[..., Path] = getattr(module, verb)
+    return partial(job, workers=workers) if engine == "ray" else job
 
 
 def methods(method: Positional[Annotated[str | None, arg(metavar="[METHOD]")]] = None) -> None:
@@ -243,6 +275,28 @@ def export(
         print(f"wrote {path}")
 
 
+def weights(
+    action: Positional[Annotated[Literal["import"], arg(metavar="import")]],
+    file: Positional[Annotated[str, arg(metavar="FILE.pth")]],
+    *,
+    out: str,
+    key: Annotated[str | None, arg(metavar="KEY")] = None,
+    strip_prefix: Annotated[str, arg(metavar="PREFIX")] = "",
+) -> None:
+    """`selftaught weights import FILE.pth --out FILE.safetensors` converts foreign weights in a limited process.
+
+    Args:
+        action: The word import.
+        file: File of another program (.pth, .pt, .ckpt, .bin); it is not trusted.
+        out: FILE.safetensors to write.
+        key: Entry of nested dictionaries that holds the tensors, e.g. teacher or model.backbone.
+        strip_prefix: Taken off the beginning of the names that have it, e.g. "module.".
+    """
+    from selftaught.core.foreign import import_weights, lines
+
+    print("\n".join(lines(import_weights(file, out, key, strip_prefix))))
+
+
 def doctor() -> None:
     """Look at this machine: Python, torch, threads, bf16, memory, disk, cache, optional packages."""
     from selftaught.doctor import examine, lines
@@ -255,7 +309,9 @@ def doctor() -> None:
 
 VERBS: dict[str, Callable[..., None]] = {
     verb.__name__: verb
-    for verb in (learn, train, resume, evaluate, embed, segment, methods, data, export, doctor)
+    for verb in (
+        learn, train, resume, replay, evaluate, embed, segment, methods, data, export, weights, doctor,
+    )  # fmt: skip
 }
 
 
@@ -287,19 +343,34 @@ def _given_name(hint: Any) -> str | None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; exits with the code of core.errors, and never with a traceback for a user's mistake."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path may hold bytes that are no text; a stream that was turned into a pipe underneath cannot be told so.
+        with contextlib.suppress(OSError):
+            sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _run(args)
         sys.stdout.flush()
     except SelftaughtError as error:
-        print(f"selftaught: {error}", file=sys.stderr)
+        _complain(f"selftaught: {error}")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("selftaught: interrupted", file=sys.stderr)
+        _complain("selftaught: interrupted")
         raise SystemExit(EXIT_SIGINT) from None
     except BrokenPipeError:
         # The reader (`| head`) has enough; Python would complain once more while it closes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_USAGE) from None
+
+
+def _complain(text: str) -> None:
+    """Print to standard error; where the terminal is gone only the exit code tells, and Python must not change it."""
+    try:
+        print(text, file=sys.stderr)
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
 
 
 def _run(args: list[str]) -> None:
@@ -397,24 +468,6 @@ def _near(path: Path) -> str:
         return ""
     hint = suggest(path.name, names)
     return hint.replace("'", f"'{path.parent}{os.sep}", 1) if hint and str(path.parent) != "." else hint
-
-
-def _print_scores(scores: dict[str, Score]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    if not scores:
-        print("nothing to score: the data holds neither labels nor masks")
-        return
-    table = Table("score", "value", "95 %", "n", "better", "baselines", box=None, pad_edge=False)
-    for name, score in scores.items():
-        low, high = score.ci95
-        baselines = ", ".join(f"{key} {value:.3f}" for key, value in score.baselines.items())
-        table.add_row(
-            name, f"{score.value:.3f}", f"{low:.3f} to {high:.3f}", str(score.n), score.better, baselines or "-"
-        )
-    # Without a terminal rich assumes 80 columns and would fold every line of the table.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _print_fields(name: str, method: Any) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from selftaught.core.config import read_json, write_json
+from selftaught.core.config import write_json
 from selftaught.data.evalset import open_eval
 from selftaught.data.sources import open_data
-from selftaught.loading import load_method, part_of
+from selftaught.loading import load_method, part_of, read_run
 from selftaught.measure.score import Score
 from selftaught.method import EvalData
 
@@ -40,14 +40,14 @@ def evaluate(
     scores: dict[str, Score] = {}
     notes: list[str] = []
     for folder in [run / part for part in parts] or [part_of(run)]:
-        saved = read_json(folder / "config.json")
+        saved = read_run(folder)
         method = load_method(folder)
-        opened = open_for(saved["data"] if data is None else data, method.config.image_px, limit, saved["seed"])
+        opened = open_for(saved.data if data is None else data, method.config.image_px, limit, saved.seed)
         with torch.no_grad():
             scores |= method.evaluate(opened)
         notes += [note for note in opened.notes if note not in notes]
     if data is None:
-        data = saved["data"]
+        data = saved.data
     named = str(data) if isinstance(data, (str, os.PathLike)) else f"<{type(data).__name__} given from Python>"
     result = {
         "run": run.name,

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from selftaught import apply
-from selftaught.core.config import read_json, to_json, write_json
+from selftaught.core.config import from_json, read_json, to_json, write_json
 from selftaught.core.errors import ConfigError, RunError
 from selftaught.core.guards import RunLock
 from selftaught.core.seeds import batch_indices, seed_all
@@ -32,16 +32,16 @@ from selftaught.core.tune import Plan, choose
 from selftaught.data.cache import ImageSet, build_cache
 from selftaught.data.sources import open_data
 from selftaught.evaluate import evaluate
-from selftaught.job import parse_needs
 from selftaught.loading import load
 from selftaught.method import Method, Progress, TrainConfig
 from selftaught.registry import load_class
 from selftaught.report.collect import collect
 from selftaught.report.html import write_report
-from selftaught.train import base_config, describe_data, is_path, train
+from selftaught.settings import base_config, parse_needs
+from selftaught.train import describe_data, is_path, train
 
 SCHEMA = 1
-SHARES = {"features": 0.45, "masks": 0.35}
+SHARES = {"features": 0.42, "masks": 0.28}
 """How `minutes` is divided; the rest is for reading, voting, scoring and the report."""
 @dataclass(frozen=True)
 class Stage:
@@ -85,9 +85,9 @@ def learn(
     given = parse_needs(need, ("features",))
     seconds: dict[str, float] = {}
     with RunLock(out):
-        config = base_config(features, size, data)
-        images = timed(seconds, "reading pictures", lambda: read_pictures(data, config, quiet))
-        stages = timed(seconds, "planning", lambda: plan_stages(asked, data, images, out, quiet))
+        learner = features_stage(features, given.get("features"), size, data)
+        images = timed(seconds, "reading pictures", lambda: read_pictures(data, learner.config, quiet))
+        stages = timed(seconds, "planning", lambda: plan_stages(asked, learner, data, images, out, quiet))
         feature_run = given.get("features", out / "features")
         if "features" not in given:
             timed(seconds, "features", lambda: run_stage(stages["features"], data, feature_run, size, seed, (), quiet))
@@ -127,24 +127,47 @@ def read_pictures(data: Any, config: TrainConfig, quiet: bool) -> ImageSet:
     return images
 
 
-def plan_stages(asked: dict[str, Any], data: Any, images: ImageSet, out: Path, quiet: bool) -> dict[str, Stage]:
-    """The trainings of the job: from learn.json when it is there, measured and written otherwise."""
+def features_stage(features: str, given: Path | None, size: str, data: Any) -> Stage:
+    """The training of the features, or that of a finished run that was given instead; raises ConfigError where nothing can be learned."""
+    if given is not None:
+        saved = read_json(given / "config.json")
+        return Stage(saved["method"], from_json(load_class(saved["method"]).Config, saved["config"]))
+    config = base_config(features, size, data)
+    if not config.steps:
+        raise ConfigError(
+            f"{features} learns nothing by itself: it must be told which weights.",
+            do=f"selftaught train {features} DATA --out RUN --set weights=FILE, then learn with --need features=RUN.",
+        )
+    return Stage(features, config)
+
+
+def plan_stages(
+    asked: dict[str, Any], learner: Stage, data: Any, images: ImageSet, out: Path, quiet: bool
+) -> dict[str, Stage]:
+    """The trainings of the job: from learn.json when it is there, measured and written otherwise.
+
+    Features that were given stand in the plan too, but are neither measured nor trained; masks are learned at the size of the features.
+    """
     path = out / "learn.json"
-    names = {"features": asked["features"], "masks": "selfmask"}
+    names = {"features": learner.method, "masks": "selfmask"}
     if path.exists():
         kept = read_json(path)
-        changed = [k for k in asked if kept["asked"].get(k) != asked[k]]
+        before, trained = kept.get("asked"), kept.get("stages")
+        if not isinstance(before, dict) or not isinstance(trained, dict) or set(trained) != set(names):
+            raise RunError(f"{path} is damaged.", expected="what `selftaught learn` writes", do="Choose another --out.")
+        changed = [k for k in asked if before.get(k) != asked[k]]
         if changed:
-            texts = ", ".join(f"{k}={kept['asked'].get(k)!r}" for k in changed)
+            texts = ", ".join(f"{k}={before.get(k)!r}" for k in changed)
             raise RunError(
                 f"{out} holds another job, with {texts}.", do="Choose another --out, or repeat the first command."
             )
-        from selftaught.core.config import from_json
-
-        return {k: Stage(names[k], from_json(load_class(names[k]).Config, c)) for k, c in kept["stages"].items()}
-    stages = {k: Stage(m, base_config(m, asked["size"], data)) for k, m in names.items()}
+        return {k: Stage(names[k], from_json(load_class(names[k]).Config, c)) for k, c in trained.items()}
+    masks = replace(base_config(names["masks"], asked["size"], data), image_px=learner.config.image_px)
+    stages = {"features": learner, "masks": Stage(names["masks"], masks)}
     if asked["minutes"] is not None:
         for name, share in SHARES.items():
+            if name == "features" and asked["need"]:
+                continue
             stages[name] = fit_minutes(
                 stages[name], stages["features"], asked["minutes"] * share, images, asked["seed"], out / name, quiet
             )
@@ -211,5 +234,5 @@ def finish(out: Path, data: Any, images: ImageSet, seconds: dict[str, float]) ->
 def keep_seconds(out: Path, seconds: dict[str, float]) -> None:
     """Add this start's times to those of earlier ones."""
     path = out / "seconds.json"
-    before = read_json(path) if path.exists() else {}
+    before = {k: v for k, v in read_json(path).items() if isinstance(v, float)} if path.exists() else {}
     write_json(path, {k: round(before.get(k, 0.0) + seconds.get(k, 0.0), 1) for k in {**before, **seconds}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +12,119 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selftaught.core import checkpoint
+from selftaught.core import checkpoint, shard
 from selftaught.core.config import from_json, read_json
-from selftaught.core.errors import DataError, RunError
+from selftaught.core.errors import ConfigError, DataError, RunError
 from selftaught.core.tune import fast_memory
 from selftaught.measure.mask_scores import segment_all
 from selftaught.method import Method
 from selftaught.registry import load_class
 
+BUILD_ERRORS = (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError, LookupError, MemoryError)
+"""What building a network from a config that makes no sense may raise."""
 
-def load_method(run: str | os.PathLike[str]) -> Method:
-    """Rebuild a run's method with its needs and its newest good weights, frozen and in evaluation mode."""
-    run = Path(run)
-    if not (run / "config.json").exists():
+
+@dataclass(frozen=True)
+class SavedRun:
+    """The content of a run's config.json."""
+
+    method: str
+    data: str
+    size: str
+    seed: int
+    config: dict[str, Any]
+    needs: dict[str, str]
+    device: str = "cpu"
+    sharding: str = "ddp"
+    schema: int = 1
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def read_run(run: str | os.PathLike[str]) -> SavedRun:
+    """Read a run's config.json; raises RunError when it is not there or not as `train` writes it."""
+    path = Path(run) / "config.json"
+    # Not Path.exists, which raises for names that are too long.
+    if not os.path.exists(path):
         raise RunError(f"{run} is no run folder.", expected="a folder with config.json")
-    saved = read_json(run / "config.json")
-    cls = load_class(saved["method"])
+    try:
+        return from_json(SavedRun, read_json(path))
+    except ConfigError as error:
+        raise RunError(f"{path} is damaged.", expected=error.expected, why=error.what) from error
+
+
+def load_method(run: str | os.PathLike[str], inside: tuple[Path, ...] = ()) -> Method:
+    """Rebuild a run's method with its needs and its newest good weights, frozen and in evaluation mode.
+
+    `inside` are the runs that need this one, so that a circle is seen.
+    """
+    run = Path(run)
+    if run.resolve() in inside:
+        raise RunError(f"{run} needs itself.", why="its config.json was changed")
+    saved = read_run(run)
+    cls = load_class(saved.method)
     folder = checkpoint.latest(run / "checkpoints")
     if folder is None:
         raise RunError(f"{run} has no checkpoint that can be read.", do=f"selftaught resume {run}")
-    method: Method = cls(from_json(cls.Config, saved["config"]), open_needs(run, saved["needs"]))
-    tensors, _ = checkpoint.load(folder)
+    config, tensors = from_json(cls.Config, saved.config), checkpoint.load(folder)[0].get("model", {})
     try:
-        method.load_state_dict(tensors.get("model", {}))
-    except RuntimeError as error:
-        raise RunError(f"The weights in {folder} do not fit its config.", why=str(error)) from error
+        needs = open_needs(run, saved.needs, inside)
+        refuse_misfit(cls, config, needs, tensors, folder)
+        method: Method = cls(config, needs)
+    except BUILD_ERRORS as error:
+        raise RunError(f"{run}/config.json describes no network that can be built.", why=str(error)) from error
+    fill(method, tensors, folder)
     return fast_memory(method.eval().requires_grad_(False))
 
 
-def open_needs(run: Path, needs: Mapping[str, str]) -> dict[str, Method]:
+def open_needs(run: Path, needs: Mapping[str, str], inside: tuple[Path, ...] = ()) -> dict[str, Method]:
     """Load what a run needs; paths are relative to the run folder, or absolute."""
-    return {name: load_method(Path(run) / path) for name, path in needs.items()}
+    return {name: load_method(Path(run) / path, (*inside, Path(run).resolve())) for name, path in needs.items()}
+
+
+def refuse_misfit(
+    cls: type[Method], config: Any, needs: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path
+) -> None:
+    """Raise RunError when a config asks for another network than the weights are of, before memory is taken for it."""
+    registered, limit = 0, 4 * len(tensors) + 64
+
+    def count(*_: Any) -> None:
+        nonlocal registered
+        registered += 1
+        if registered > limit:
+            raise RunError(
+                f"The weights in {folder} do not fit its config.", why=f"the config asks for more than {limit} tensors"
+            )
+
+    hook = torch.nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            empty = cls(config, needs).state_dict()
+    except BUILD_ERRORS:
+        return  # it needs real numbers to be built, or cannot be built at all: then the real attempt says why
+    finally:
+        hook.remove()
+    wrong = [f"{k}: {_shape(empty.get(k))}, saved {_shape(tensors.get(k))}" for k in {**empty, **tensors}
+             if _shape(empty.get(k)) != _shape(tensors.get(k))]  # fmt: skip
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise RunError(f"The weights in {folder} do not fit its config.", why="; ".join(wrong[:5]) + more)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else "x".join(map(str, tensor.shape)) or "one number"
+
+
+def fill(method: Method, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Put saved weights into a method; raises RunError when they do not fit, or are not finite."""
+    bad = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    if bad:
+        raise RunError(
+            f"The weights in {folder} are not finite.", why=", ".join(bad[:5]), do="Use another checkpoint of the run."
+        )
+    try:
+        method.load_state_dict(shard.cut_state(tensors, method))
+    except RuntimeError as error:
+        raise RunError(f"The weights in {folder} do not fit its config.", why=str(error)) from error
 
 
 class Learned:

@@ -49,6 +49,8 @@ class TrainConfig:
     """Share of the steps in which the learning rate rises linearly from zero."""
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 does not clip."""
+    max_skips: int = 3
+    """Steps in a row that may be left out because a number was not finite; one more stops the run, 0 stops at the first."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class Method(nn.Module):
     """What size `small` means for pictures of 48 px and less, where that differs."""
     needs: ClassVar[Mapping[str, str]] = {}
     capabilities: ClassVar[tuple[str, ...]] = ()
+    loss_uniform: float | None = None
+    """Loss of a model that knows nothing, where that is known; a loss that stays there raises the alarm."""
 
     def __init__(self, config: TrainConfig, needs: Mapping[str, Any] | None = None):
         super().__init__()
@@ -138,6 +142,10 @@ class Method(nn.Module):
         if missing:
             raise ValueError(f"{self.name} needs {', '.join(sorted(missing))}, which was not given")
         self.given = given
+
+    def start(self, say: Any) -> None:
+        """Take over weights learned elsewhere: called once before the first step of a new run, never when a run goes on or is opened."""
+        return None
 
     def begin(self, images: ImageSet, run_dir: Path, say: Any) -> None:
         """Prepare what training needs once, e.g. pseudo-masks of all pictures, kept as files in `run_dir`; must be repeatable."""
@@ -152,11 +160,17 @@ class Method(nn.Module):
         return images.float() / 255
 
     def loss(self, batch: Any, player: str, progress: Progress) -> tuple[Tensor, Parts]:
-        """Return the scalar loss of a player and the numbers to log."""
+        """Return the scalar loss of a player and the numbers to log; it may change buffers, but no parameters.
+
+        When the loss or a gradient of any player is not finite, the step is undone for all players.
+        """
         raise RuntimeError(f"{self.name} has players but no loss")
 
     def after_step(self, progress: Progress) -> None:
         """Move what gradients do not: averages, queues, centres."""
+
+    def settle(self, images: ImageSet) -> None:
+        """Fix, once the last step is done, what needs the finished network, e.g. statistics of its answers; must be repeatable."""
 
     def evaluate(self, data: EvalData) -> dict[str, Score]:
         """Measure on held-out pictures, with the baselines beside."""

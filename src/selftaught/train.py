@@ -5,8 +5,9 @@
         for player in players:
             batch = method.prepare(pictures number epoch_order(seed)[step])
             loss, parts = method.loss(batch, player)
-            backward; stop or skip if a number is not finite; clip; set the learning rate; step
+            backward; clip; set the learning rate; step
         method.after_step()                                         # averages, queues, centres
+        a number was not finite: nothing of the step stays; capture, skip or stop
         metrics.jsonl, progress, checkpoint now and then, stop politely on a signal
 
 A run that was stopped, killed or crashed continues as if nothing had happened, bit for bit, on the same machine. With several processes
@@ -29,26 +30,27 @@ import torch
 from torch import Tensor
 
 from selftaught import __version__
-from selftaught.core import checkpoint, draws, launch, shard
-from selftaught.core.config import digest, override, read_json, to_json, write_json
-from selftaught.core.errors import ConfigError, NumericError, RunError, SelftaughtError, suggest
-from selftaught.core.guards import Collapse, RunLock, SignalFlag, finite
+from selftaught.core import capture, checkpoint, draws, launch, shard
+from selftaught.core.config import digest, from_json, override, read_json, to_json, write_json
+from selftaught.core.errors import ConfigError, NumericError, RunError, SelftaughtError
+from selftaught.core.guards import Collapse, NotFinite, RunLock, SignalFlag, check_step, finite, not_finite
 from selftaught.core.record import Recorder
 from selftaught.core.seeds import batch_indices, seed_all
 from selftaught.core.tune import Plan, choose, describe
+from selftaught.core.undo import Undo
 from selftaught.data.cache import ImageSet, build_cache
-from selftaught.data.sources import BadFile, open_data
-from selftaught.job import choose_device, choose_sharding, parse_needs, refuse_used, relative_to_run
-from selftaught.loading import load_method, open_needs
+from selftaught.data.sources import open_data
+from selftaught.loading import BUILD_ERRORS, fill, load_method, open_needs, read_run
 from selftaught.method import Method, Player, Progress
 from selftaught.nets.batchnorm import join_batch_norms
 from selftaught.registry import load_class
+from selftaught.run_folder import refuse_folder
+from selftaught.settings import base_config, check_numbers, choose_device, choose_sharding, parse_needs, relative_to_run
 
 SCHEMA = 1
 SAVE_EVERY_S = 60.0
-MAX_SKIPS = 3
-SMALL_PX = 48
-"""Pictures whose shorter side has at most so many pixels are learned at 32 px at size `small`."""
+SAVE_FRAC = 0.05
+"""Largest share of the time that saving may take: where one save needs more, saves become rarer."""
 BUILD_STEP = 10**12
 """The 'step' that seeds the weights; no training gets that far."""
 
@@ -73,7 +75,7 @@ class Job:
 
     def to_json(self) -> dict[str, Any]:
         """The content of config.json."""
-        data = str(Path(self.data).resolve()) if is_path(self.data) else describe_data(self.data)
+        data = os.path.realpath(self.data) if is_path(self.data) else describe_data(self.data)
         return {
             "schema": SCHEMA, "method": self.method, "size": self.size, "seed": self.seed, "data": data,
             "config": to_json(self.config), "needs": self.needs, "device": self.device,
@@ -131,7 +133,7 @@ def train(
     needs = {name: relative_to_run(given[name], out) if name in given else f"needs/{name}" for name in cls.needs}
     job = Job(method, data, out, size, seed, config, needs, choose_device(device), choose_sharding(sharding))
     if launch.place()[0] == 0:
-        refuse_used(job)
+        refuse_folder(out, job.to_json())
     return run_job(job, quiet)
 
 
@@ -144,25 +146,14 @@ def resume(
     The number of processes and the `sharding` may be others than before.
     """
     run = Path(run)
-    if not (run / "config.json").exists():
-        raise RunError(
-            f"{run} is no run folder.", expected="a folder with config.json", do="Give the --out of a training."
-        )
-    saved = read_json(run / "config.json")
-    cls = load_class(saved["method"])
-    from selftaught.core.config import from_json
-
-    config = from_json(cls.Config, saved["config"])
+    saved = read_run(run)
+    config = from_json(load_class(saved.method).Config, saved.config)
     if steps is not None:
         config = replace(config, steps=steps)
-    if saved["data"].startswith("<"):
-        raise RunError(
-            f"{run} was trained on {saved['data']}.", do="Call selftaught.train again with the same objects."
-        )
-    job = Job(
-        saved["method"], saved["data"], run, saved["size"], saved["seed"], config, saved["needs"], saved["device"],
-        choose_sharding(sharding or saved.get("sharding", "ddp")),
-    )  # fmt: skip
+    if saved.data.startswith("<"):
+        raise RunError(f"{run} was trained on {saved.data}.", do="Call selftaught.train again with the same objects.")
+    device, sharding = choose_device(saved.device), choose_sharding(sharding or saved.sharding)
+    job = Job(saved.method, saved.data, run, saved.size, saved.seed, config, saved.needs, device, sharding)
     return run_job(job, quiet)
 
 
@@ -183,6 +174,8 @@ def run_job(job: Job, quiet: bool) -> Path:
     lock = RunLock(job.out) if rank == 0 else None
     if lock:
         lock.__enter__()
+        for folder in (job.out, job.out / "checkpoints", job.out / "pictures"):
+            checkpoint.remove_stale(folder)
     try:
         with Recorder(job.out, job.config.steps, quiet, job.config.batch_size, writes=rank == 0) as recorder:
             launch.seen_everywhere(job.out / "lock.json")
@@ -218,30 +211,36 @@ class Loop:
         needs = open_needs(job.out, job.needs)
         try:
             self.method: Method = load_class(job.method)(job.config, needs).to(job.device)
-        except ValueError as error:
+        except BUILD_ERRORS as error:
             raise ConfigError(f"These settings do not fit together: {error}") from error
+        self.folder = launch.tell_path(lambda: checkpoint.latest(self.checkpoints, recorder.say))
+        if self.folder is None:
+            self.method.start(recorder.say)
         if world > 1:
             join_batch_norms(self.method)
             if job.sharding == "fsdp":
                 shard.shard(self.method, job.device)
         self.players: dict[str, Player] = self.method.players()
+        check_numbers(job.config, self.players)
         self.step, self.skips, self.skips_in_row = 0, 0, 0
         self.plan = Plan()
-        self.collapse = Collapse(self.total)
+        self.collapse = Collapse(self.total, self.method.loss_uniform)
         self.log_every = max(1, self.total // 200)
-        self.saved_at = time.monotonic()
+        self.started_at = self.saved_at = time.monotonic()
+        self.save_s, self.saving_s = 0.0, 0.0
         self.verdict, self.reason = "starting", ""
+        self.settled = False
 
     def run(self) -> None:
         """Train to the end, or to a polite stop."""
         with launch.first():
             self.method.begin(self.images, self.job.out, self.recorder.say)
-        folder = launch.tell(str(checkpoint.latest(self.checkpoints, self.recorder.say) or "") if self.rank == 0 else "")
         self.plan = self.choose_plan()
         self.plan.apply(self.method)
         self.optimizers = {name: p.build_optimizer() for name, p in self.players.items()}
-        if folder:
-            self.restore(Path(folder))
+        self.undo = Undo(self.method, list(self.optimizers.values())[:-1])
+        if self.folder:
+            self.restore(self.folder)
         self.recorder.rewind(self.step)
         say = self.recorder.say
         count = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
@@ -255,7 +254,7 @@ class Loop:
             self.method.train()
             while self.players and self.step < self.total:
                 self.one_step()
-                stop, due = launch.agree(flag.requested, time.monotonic() - self.saved_at > SAVE_EVERY_S)
+                stop, due = launch.agree(flag.requested, self.save_due())
                 if stop:
                     self.save()
                     raise Stopped(f"Stopped at step {self.step} of {self.total}; the state is saved.",
@@ -264,6 +263,11 @@ class Loop:
                     self.save()
         self.finish()
 
+    def save_due(self) -> bool:
+        """Whether the interval is over: SAVE_EVERY_S, or longer where a save takes more than its share of that."""
+        interval_s = max(SAVE_EVERY_S, self.save_s / SAVE_FRAC) if SAVE_EVERY_S > 0 else 0.0
+        return time.monotonic() - self.saved_at >= interval_s
+
     def one_step(self) -> None:
         """Do one step of every player, then what comes after it."""
         c = self.job.config
@@ -271,16 +275,22 @@ class Loop:
         seed_all(self.job.seed, 0, self.step)
         indices = batch_indices(len(self.images), c.batch_size, self.job.seed, self.step)
         logged: dict[str, float] = {}
-        buffers = {name: b.clone() for name, b in self.method.named_buffers()}
-        skips = self.skips
-        for name, player in self.players.items():
-            logged |= self.move(name, player, indices, progress)
-        if self.skips == skips:
-            self.method.after_step(progress)
+        self.undo.remember()
+        try:
+            for name, player in self.players.items():
+                logged |= self.move(name, player, indices, progress)
+        except NotFinite as found:
+            # A step is taken by all players or by none, and statistics that saw NaN would stay NaN for ever.
+            self.undo.back()
+            logged = {}
+            self.skip(found, indices)
         else:
-            # Statistics that saw NaN would stay NaN for ever, and averages must not move by a step that was not taken.
-            for name, b in self.method.named_buffers():
-                b.copy_(buffers[name])
+            self.skips_in_row = 0
+            self.method.after_step(progress)
+            spoiled = self.undo.spoiled()
+            if spoiled:
+                raise NumericError(f"{spoiled} was not finite after step {self.step}; the last good checkpoint is kept.",
+                                   why="an average or queue met numbers that are too large")  # fmt: skip
         self.step += 1
         self.log(logged)
 
@@ -299,12 +309,8 @@ class Loop:
             for key, value in parts.items():
                 logged[key] = logged.get(key, 0.0) + value * share
         launch.average_gradients(parameters)
+        check_step(finite(loss, shard.own_parts(player.parameters)) or self.undo.spoiled(), loss, name, self.job.device)
         loss, logged = launch.mean_numbers(loss, logged)
-        offender = launch.any_text(finite(torch.tensor(loss), shard.own_parts(player.parameters)))
-        if offender:
-            self.skip(offender, name)
-            return {}
-        self.skips_in_row = 0
         if player.clip_norm:
             torch.nn.utils.clip_grad_norm_(parameters, player.clip_norm)
         for group in optimizer.param_groups:
@@ -327,19 +333,37 @@ class Loop:
             with self.plan.autocast(self.job.device):
                 return self.method.loss(batch, player, progress)
 
-    def skip(self, offender: str, player: str) -> None:
-        """Leave the weights as they are after a number that is not finite; stop when it keeps happening."""
+    def skip(self, found: NotFinite, indices: np.ndarray[Any, Any]) -> None:
+        """Keep what a step that is not finite was computed from, and count it; stop when too many come in a row."""
         self.skips += 1
         self.skips_in_row += 1
-        self.recorder.say(
-            f"step {self.step}: {offender} of {player} is not finite; the step is skipped, the weights are unchanged"
-        )
-        if self.skips_in_row > MAX_SKIPS:
+        what = f"{found.offender} of {found.player}"
+        self.recorder.say(f"step {self.step}: {what} is not finite; the step is skipped, the weights are unchanged")
+        contents = self.contents(list(self.players)[: list(self.players).index(found.player)])  # all gather what is sharded
+        path = self.capture(found, indices, *contents) if found.mine else None
+        if self.skips_in_row > self.job.config.max_skips:
             raise NumericError(
-                f"{offender} was not finite in {self.skips_in_row} steps in a row; stopped at step {self.step}.",
+                f"{what} was not finite in {self.skips_in_row} steps in a row; stopped at step {self.step}.",
                 why="the learning rate may be too high, or the data hold something odd",
-                do=f"Lower lr, e.g. --set lr={self.job.config.lr / 3:.2g}; the last good checkpoint is kept.",
+                do=f"Lower lr, e.g. --set lr={self.job.config.lr / 3:.2g}; the last good checkpoint is kept."
+                + (f" `selftaught replay {path}` shows where it began." if path else ""),
             )
+
+    def capture(
+        self, found: NotFinite, indices: np.ndarray[Any, Any], tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]
+    ) -> Path | None:
+        """Write what `selftaught replay` needs to compute this step again; says so when that is not possible."""
+        tensors["batch"] = {"pixels": self.images.batch(indices), "indices": torch.from_numpy(indices)}
+        info = {
+            **state, "job": self.job.to_json(), "plan": asdict(self.plan), "rank": self.rank, "world": self.world,
+            "offender": found.offender, "player": found.player, "loss": str(found.loss), "count": len(self.images),
+            "pictures": [self.images.keys[int(i)] for i in indices],
+        }  # fmt: skip
+        folder = capture.folder_of(self.job.out, self.rank, self.world)
+        path, problem = capture.write(folder, self.step, tensors, info)
+        say = self.recorder.say
+        say(f"step {self.step}: see `selftaught replay {path}`" if path else f"step {self.step}: not captured: {problem}")
+        return path
 
     def log(self, logged: dict[str, float]) -> None:
         """Write metrics at the same steps in every repetition of the run, and show progress."""
@@ -357,9 +381,9 @@ class Loop:
     def choose_plan(self) -> Plan:
         """The plan of this run: from its folder when it has one, measured otherwise."""
         path = self.job.out / "plan.json"
-        kept = json.loads(launch.tell(json.dumps(read_json(path)) if self.rank == 0 and path.exists() else "null"))
+        kept = launch.tell_path(lambda: path if path.exists() else None)
         if kept:
-            return Plan(**kept)
+            return from_json(Plan, read_json(path))
         if self.job.size == "tiny" or not self.players:
             plan = Plan(reason="a run this short does not pay for measuring")
         else:
@@ -382,42 +406,69 @@ class Loop:
         self.plan = before
         self.method.zero_grad(set_to_none=True)
 
-    def save(self) -> None:
-        """Write a checkpoint: the state dict, the optimisers, and where the run is."""
-        tensors: dict[str, dict[str, Tensor]] = {"model": shard.whole(self.method.state_dict())}
+    def contents(self, players: Sequence[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """The state: the state dict, the optimisers of `players`, and where the run is."""
+        tensors: dict[str, dict[str, Tensor]] = {"model": shard.whole_state(self.method)}
         optimizers = {}
-        for name, optimizer in self.optimizers.items():
-            parts, optimizers[name] = checkpoint.flatten_optimizer(optimizer)
-            tensors[f"optim.{name}"] = shard.whole(parts)
+        for name in players:
+            tensors[f"optim.{name}"], optimizers[name] = shard.whole_optimizer(self.optimizers[name])
         state = {
             "step": self.step, "optimizers": optimizers, "collapse": self.collapse.to_json(), "skips": self.skips,
-            "verdict": self.verdict, "reason": self.reason, "config": digest(self.job.config), "done": self.step >= self.total,
+            "skips_in_row": self.skips_in_row, "verdict": self.verdict, "reason": self.reason,
+            "config": digest(self.job.config), "done": self.step >= self.total, "settled": self.settled,
         }  # fmt: skip
-        with launch.first():
+        return tensors, state
+
+    def save(self) -> None:
+        """Write a checkpoint, unless a weight, average or moment is not finite."""
+        begin = time.monotonic()
+        tensors, state = self.contents(list(self.optimizers))
+        weights = [(name, tensors["model"][name]) for name, _ in self.method.named_parameters()]
+        learned = [*weights, *(x for k, v in tensors.items() if k != "model" for x in v.items())]
+        offender = not_finite(learned)
+        if offender:
+            raise NumericError(f"{offender} was not finite at step {self.step}; the last good checkpoint is kept.")
+        with launch.first():  # nobody ends before the checkpoint is whole
             if self.rank == 0:
+                self.recorder.sync()
                 checkpoint.save(self.checkpoints, self.step, {k: v for k, v in tensors.items() if v}, state)
         self.saved_at = time.monotonic()
+        self.save_s = self.saved_at - begin
+        self.saving_s += self.save_s
 
     def restore(self, folder: Path) -> None:
         """Take up the run where a checkpoint left it."""
         tensors, state = checkpoint.load(folder)
-        self.method.load_state_dict(shard.cut_like(tensors.get("model", {}), self.method.state_dict()))
-        for name, optimizer in self.optimizers.items():
-            parts = shard.cut_optimizer(tensors.get(f"optim.{name}", {}), optimizer)
-            checkpoint.restore_optimizer(optimizer, parts, state["optimizers"][name])
-        self.step, self.skips = state["step"], state["skips"]
-        self.verdict, self.reason = state["verdict"], state["reason"]
-        self.collapse.restore(state["collapse"])
+        fill(self.method, tensors.get("model", {}), folder)
+        try:
+            for name, optimizer in self.optimizers.items():
+                parts = shard.cut_optimizer(tensors.get(f"optim.{name}", {}), optimizer)
+                checkpoint.restore_optimizer(optimizer, parts, state["optimizers"][name])
+            self.step, self.skips = int(state["step"]), int(state["skips"])
+            self.skips_in_row = int(state.get("skips_in_row", 0))
+            if min(self.step, self.skips, self.skips_in_row) < 0:
+                raise ValueError("a count below 0")
+            self.verdict, self.reason = str(state["verdict"]), str(state["reason"])
+            self.collapse.restore(state["collapse"])
+            self.settled = bool(state.get("settled", False)) and self.step >= self.total
+        except (*BUILD_ERRORS, AttributeError) as error:
+            raise RunError(f"{folder}/{checkpoint.STATE} is not of this run.", why=f"{error!r}",
+                           do="Remove that checkpoint; the one before it is used then.") from error  # fmt: skip
 
     def finish(self) -> None:
-        """Save the end, and draw the pictures a person should look at."""
-        done = launch.tell(str(checkpoint.latest(self.checkpoints) or "") if self.rank == 0 else "")
-        if not done or int(Path(done).name.removesuffix(".old").split("-")[1]) != self.step:
+        """Settle and save the end, and draw the pictures a person should look at."""
+        if not self.settled:
+            self.method.eval().settle(self.images)
+            self.settled = True
             self.save()
         with launch.first():  # nobody goes on with a run that the first process has not finished
             if self.rank == 0:
+                seed_all(self.job.seed, 0, BUILD_STEP + 2)  # the same pictures, whatever was drawn before
                 draw_pictures(load_method(self.job.out), self.images, self.job.out)
             self.recorder.say(f"done: {self.step} steps, health: {self.verdict}. {self.reason}".rstrip())
+            if self.saving_s:
+                share = self.saving_s / (time.monotonic() - self.started_at)
+                self.recorder.say(f"saving took {self.saving_s:.2g} s, {share:.1%} of the time")
 
 
 def draw_pictures(method: Method, images: ImageSet, out: Path, count: int = 12) -> None:
@@ -431,23 +482,3 @@ def draw_pictures(method: Method, images: ImageSet, out: Path, count: int = 12) 
             write_bytes(out / "pictures" / f"{name}.png", encode(picture, "png"))
 
 
-def base_config(method: str, size: str, data: Any) -> Any:
-    """The config of a size; small pictures have a `small` of their own."""
-    cls = load_class(method)
-    if size not in cls.sizes:
-        raise ConfigError(f"There is no size {size!r}.{suggest(size, cls.sizes)}", expected=", ".join(cls.sizes))
-    if size == "small" and cls.small_px32 is not None and 0 < median_px(data) <= SMALL_PX:
-        return cls.small_px32
-    return cls.sizes[size]
-
-
-def median_px(data: Any, count: int = 50) -> int:
-    """Median of the shorter sides of some pictures spread over the data, in pixels; 0 when none of them can be read."""
-    source = open_data(data, "train")
-    sides = []
-    for i in np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)):
-        try:
-            sides.append(min(source.image(int(i)).shape[:2]))
-        except BadFile:
-            continue
-    return int(np.median(sides)) if sides else 0

@@ -1,8 +1,10 @@
-"""A checkpoint is whole or not there, and an optimiser comes back bit for bit."""
+"""A checkpoint is whole or not there, and an optimiser comes back bit for bit.
+
+Faults at every operation, and every bit, are in ../crash/test_faults.py and test_damage.py.
+"""
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import shutil
@@ -106,23 +108,6 @@ def test_damage_is_named_and_the_one_before_is_used(
         checkpoint.load(newest)
 
 
-def test_every_single_bit_counts(tmp_path: Path) -> None:
-    newest = _save(tmp_path, 10)
-    draw = random.Random(0)
-    for name in FILES:
-        path = newest / name
-        good = path.read_bytes()
-        for _ in range(50):
-            place = draw.randrange(len(good))
-            path.write_bytes(good[:place] + bytes([good[place] ^ (1 << draw.randrange(8))]) + good[place + 1 :])
-            assert checkpoint.verify(newest), (name, place)
-        for length in range(0, len(good), max(1, len(good) // 50)):
-            path.write_bytes(good[:length])
-            assert checkpoint.verify(newest), (name, length)
-        path.write_bytes(good)
-    assert checkpoint.verify(newest) == []
-
-
 @pytest.mark.parametrize(
     "manifest",
     [
@@ -188,61 +173,6 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
 def test_the_new_one_goes_before_the_one_that_it_replaces(tmp_path: Path) -> None:
     shutil.copytree(_save(tmp_path, 20), tmp_path / "step-000020.old")
     assert checkpoint.latest(tmp_path) == tmp_path / "step-000020"
-
-
-def _fail_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, count: int, number: int) -> list[int]:
-    """Make call number `count` of owner.name raise; return a list that counts the calls."""
-    real, calls = getattr(owner, name), [0]
-
-    def maybe(*args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == count:
-            raise OSError(number, os.strerror(number))
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, maybe)
-    return calls
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_a_full_disk_leaves_the_old_one_and_no_litter(
-    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _save(tmp_path, 10)
-    before = checkpoint.load(tmp_path / "step-000010")[0]["optim"]["0.exp_avg"]
-    _fail_at(monkeypatch, checkpoint, "_write", count, errno.ENOSPC)
-    with pytest.raises(RunError, match=r"disk is full.*step-000020") as caught:
-        _save(tmp_path, 20, keep=1)
-    assert caught.value.exit_code == 5
-    assert _names(tmp_path) == ["step-000010"]
-    assert checkpoint.latest(tmp_path) == tmp_path / "step-000010"
-    assert torch.equal(checkpoint.load(tmp_path / "step-000010")[0]["optim"]["0.exp_avg"], before)
-    monkeypatch.undo()
-    assert _save(tmp_path, 20, keep=1) == checkpoint.latest(tmp_path)
-
-
-@pytest.mark.parametrize("step", [10, 20])  # over an existing one, and beside it
-@pytest.mark.parametrize("name", ["fsync", "rename", "mkdir"])
-def test_any_system_call_may_fail(name: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The i-th fsync, rename or mkdir fails, for all i: a good checkpoint is always there, and no litter."""
-    failures = 0
-    for count in range(1, 50):
-        folder = tmp_path / str(count)
-        _save(folder, 10)
-        with monkeypatch.context() as patch:
-            calls = _fail_at(patch, os, name, count, errno.EIO)
-            try:
-                _save(folder, step)
-            except RunError as error:
-                failures += 1
-                assert error.exit_code == 2 and "Input/output error" in str(error)
-        assert checkpoint.latest(folder, pytest.fail) is not None
-        assert not list(folder.glob(".tmp*"))
-        assert "step-000010" in _names(folder)
-        if calls[0] < count:  # every call has failed once
-            break
-    expected = {"fsync": 6, "rename": 2 if step == 10 else 1, "mkdir": 1}[name]  # mkdir of a folder that is there: none
-    assert failures == expected
 
 
 def test_too_little_free_space_is_seen_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 
 from selftaught.core import guards
 from selftaught.core.errors import ConfigError, RunError
-from selftaught.core.guards import Collapse, RunLock, SignalFlag, finite
+from selftaught.core.guards import Collapse, NotFinite, RunLock, SignalFlag, check_step, finite, not_finite
 
 
 @pytest.fixture
@@ -47,9 +47,29 @@ def test_the_first_offender_is_named(model: Any, value: float) -> None:
     assert finite(torch.tensor(value), model.named_parameters()) == "1.bias"
 
 
-def test_huge_but_finite_numbers_and_integers_pass(model: Any) -> None:
-    model[0].weight.grad.fill_(3e38)  # its norm overflows, it does not
+def test_large_numbers_and_integers_pass_until_their_norm_overflows(model: Any) -> None:
+    model[0].weight.grad.fill_(1e18)
+    model[1].weight.data.fill_(-1e18)
     assert finite(1.0, [*model.named_parameters(), ("count", torch.tensor(3))]) is None
+    model[1].weight.data.fill_(3e38)  # each is finite, but one step more need not be
+    assert finite(1.0, model.named_parameters()) == "norm of the weights"
+    model[0].weight.grad.fill_(1e20)  # clipping by an infinite norm makes zeros of all gradients, Adam's squares infinities
+    assert finite(1.0, model.named_parameters()) == "norm of the gradients"
+    model[0].bias.grad[0] = math.nan
+    assert finite(1.0, model.named_parameters()) == "gradient of 0.bias"
+
+
+def test_not_finite_takes_any_magnitude_and_type() -> None:
+    named = [("huge", torch.full((4,), 3e38)), ("count", torch.tensor(3)), ("half", torch.ones(2, dtype=torch.bfloat16))]
+    assert not_finite(named) is None and not_finite([]) is None
+    assert not_finite([*named, ("bad", torch.tensor([0.0, math.inf])), ("later", torch.tensor(math.nan))]) == "bad"
+
+
+def test_one_offender_stops_the_step_and_says_whose_it_is() -> None:
+    check_step(None, 1.0, "student")
+    with pytest.raises(NotFinite, match="gradient of w of student is not finite") as caught:
+        check_step("gradient of w", 1.0, "student")
+    assert (caught.value.offender, caught.value.player, caught.value.mine) == ("gradient of w", "student", True)
 
 
 def _run(collapse: Collapse, losses: np.ndarray, **parts: float | np.ndarray) -> list[str]:
@@ -135,6 +155,21 @@ def test_a_uniform_teacher_is_a_collapse_after_a_tenth() -> None:
     assert "collapsing" not in _run(Collapse(100, LN_K), losses, entropy_frac=0.99)
     assert "collapsing" not in _run(Collapse(100, LN_K), losses * 0.98, entropy_frac=0.999)
     assert "collapsing" not in _run(Collapse(100, LN_K), losses)
+
+
+def test_alike_views_with_the_loss_of_a_blind_guess_are_a_collapse() -> None:
+    losses = 3.4 + 0.05 * np.random.default_rng(0).standard_normal(60)
+    assert set(_run(Collapse(60, 3.4), losses, positive_cosine=0.9)[19:]) == {"collapsing"}
+    assert "collapsing" not in _run(Collapse(60, 3.4), losses, positive_cosine=0.7), "a slow start is none"
+    assert "collapsing" not in _run(Collapse(60, 3.4), losses - 0.3, positive_cosine=0.9), "different pictures differ"
+    assert "collapsing" not in _run(Collapse(60), losses, positive_cosine=0.9), "nothing is known of the loss"
+
+
+def test_a_loss_far_above_knowing_nothing_diverges() -> None:
+    falling = np.linspace(7000, 4000, 100)
+    verdicts = _run(Collapse(100, 3.4), falling)
+    assert set(verdicts[19:]) == {"diverging"}
+    assert "diverging" not in _run(Collapse(100, 3.4), np.linspace(10, 4, 100))
 
 
 def test_a_rising_loss_diverges() -> None:

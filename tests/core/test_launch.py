@@ -244,8 +244,7 @@ def they_agree_and_tell() -> None:
     assert launch.agree(rank, 5 - rank) == [1, 5]
     assert launch.tell(f"rank {rank}") == "rank 0"
     assert launch.mean_numbers(rank, {"a": 2.0 * rank}) == (0.5, {"a": 1.0})
-    assert launch.any_text("it" if rank else None) == ("it" if rank else "a number of another process")
-    assert launch.any_text(None) is None
+    assert launch.tell_path(lambda: Path(f"of rank {rank}")) == Path("of rank 0") and launch.tell_path(lambda: None) is None
     launch.same_everywhere("word", "same")
     try:
         launch.same_everywhere("word", f"word {rank}")
@@ -312,7 +311,7 @@ def gradients(name: str, sharded: bool, part: slice | None) -> tuple[float, dict
     (loss * weight).backward()
     launch.average_gradients(list(method.parameters()))
     value, parts = launch.mean_numbers(float(loss.detach()) * weight, {k: v * weight for k, v in parts.items()})
-    return value, parts, shard.whole({n: p.grad for n, p in method.named_parameters() if p.grad is not None})
+    return value, parts, shard.whole_tensors({n: p.grad for n, p in method.named_parameters() if p.grad is not None})
 
 
 def method_check(name: str, sharded: bool) -> Callable[[], None]:
@@ -321,13 +320,13 @@ def method_check(name: str, sharded: bool) -> Callable[[], None]:
             with Alone():
                 wanted, wanted_parts, wanted_gradients = gradients(name, False, None)
             value, parts, found = gradients(name, sharded, draws.part_of(ROWS))
-        close(value, wanted, 1e-9)
+        close(value, wanted, 1e-7)
         for key, number in wanted_parts.items():
-            close(parts[key], number, 1e-9)
+            close(parts[key], number, 1e-7)
         assert found.keys() == wanted_gradients.keys() and len(found) > 10
         largest = max(float(g.abs().max()) for g in wanted_gradients.values())
         for key, g in wanted_gradients.items():
-            assert (found[key] - g).abs().max() <= 1e-9 * largest, key
+            assert (found[key] - g).abs().max() <= 1e-7 * largest, key
 
     compare.__name__ = f"{name}_{'sharded' if sharded else 'divided'}"
     return compare

@@ -112,6 +112,8 @@ def test_one_then_two_then_one_process_train_the_same(elastic: Path, name: str, 
         assert first[part].keys() == second[part].keys()
         for key, value in first[part].items():
             assert second[part][key].shape == value.shape and second[part][key].dtype == value.dtype
+            if key == "whitening.matrix":  # unique up to turns among equal eigenvalues
+                value, second[part][key] = value @ value.T, second[part][key] @ second[part][key].T
             if part == "model":
                 torch.testing.assert_close(second[part][key], value, rtol=1e-4, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}")
     log = (other / "log.txt").read_text()

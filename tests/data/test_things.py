@@ -79,12 +79,12 @@ def test_no_object_and_no_photograph_is_in_both_splits() -> None:
     assert not {one.photo for one in assets.grounds["train"]} & {one.photo for one in assets.grounds["test"]}
     looks = {split: {one.picture.tobytes() for one in assets.objects[split]} for split in ("train", "test")}
     assert not looks["train"] & looks["test"]
-    assert len(assets.grounds["train"]) >= 150 and len(assets.grounds["test"]) >= 50
+    assert len(assets.grounds["train"]) == Recipe().train_grounds and len(assets.grounds["test"]) >= 50
 
 
 def test_classes_have_enough_objects() -> None:
     assets = load_assets()
-    assert 10 <= len(assets.labels) <= 12
+    assert set(assets.labels) == set(Recipe().classes) and len(assets.labels) == 8
     everyone = [one.id for part in assets.objects.values() for one in part]
     assert len(everyone) == len(set(everyone))
     for label in assets.labels:

@@ -184,10 +184,8 @@ def test_feature_scores_have_baselines_and_say_the_k() -> None:
     (train, names), (test, truth) = blobs(400, spread=1.0), blobs(200, spread=1.0, seed=1)
     noise = np.random.default_rng(2).normal(size=(600, 5))
     scores = f.feature_scores(train, names, test, truth, {"noise": (noise[:400], noise[400:])})
-    assert set(scores) == {"knn20", "knn200", "linear_probe", "rank_me"}
+    assert set(scores) == {"knn20", "knn200", "linear_probe"}
     for name in ("knn20", "knn200", "linear_probe"):
         assert scores[name].n == 200 and scores[name].beats(0.2) and scores[name].baselines["noise"] < 0.45
         assert scores[name].ci95[0] < scores[name].value < scores[name].ci95[1]
     assert "k=20" in scores["knn20"].note and "clipped from 200" in scores["knn200"].note
-    rank = scores["rank_me"]
-    assert 1 < rank.value <= 12.1 and rank.ci95[0] < rank.value < rank.ci95[1] and 1 < rank.baselines["noise"] <= 5.1

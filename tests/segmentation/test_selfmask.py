@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from selftaught.core.errors import ConfigError
 from selftaught.method import Progress
-from selftaught.segmentation.selfmask import SelfMask, dice_loss, otsu, ranking_loss
+from selftaught.segmentation.selfmask import SelfMask, dice_loss, largest, otsu, ranking_loss
 from selftaught.segmentation.voting import centred, kmeans, pseudo_mask_file, spectral_candidates, vote
 
 TINY: Any = SelfMask.sizes["tiny"]
@@ -376,3 +376,26 @@ def test_otsu_is_the_slow_one() -> None:
     two = torch.where(torch.arange(16).view(1, 1, 4, 4) < 5, 0.6, 0.3)
     assert 0.3 < float(otsu(two)) < 0.6
     assert 0 < float(otsu(torch.full((1, 1, 4, 4), 0.5))) < 1, "a flat mask has some threshold as well"
+
+
+def test_the_largest_values_are_as_many_as_the_share() -> None:
+    soft = torch.rand(3, 1, 6, 8, generator=generator(1))
+    found = largest(soft, 0.25)
+    assert int(found.sum()) == 36 and set(found.unique().tolist()) == {0.0, 1.0}
+    assert float(soft[found > 0].min()) >= float(soft[found == 0].max())
+    assert float(largest(soft, 0.0).sum()) == 0 and float(largest(soft, 1.0).mean()) == 1
+
+
+def test_masks_cover_at_the_end_what_the_pseudo_masks_cover() -> None:
+    method, pictures = tiny().eval(), Pictures(12)
+    shares = (0.1, 0.4)
+    parts = []
+    for share in shares:
+        method.pseudo = np.zeros((12, 10, 10), np.uint8)
+        method.pseudo[:, : round(10 * share)] = 255
+        method.settle(pictures)
+        with torch.no_grad():
+            found = method.segment(pictures.batch(np.arange(12)).float() / 255) > 0.5
+        assert float(found.float().mean()) == pytest.approx(share, abs=0.03)
+        parts.append(float(method.part))
+    assert parts[0] > parts[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from selftaught.core.config import sync_folder, write_error
@@ -32,7 +32,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         size_bytes = temp.stat().st_size if temp.exists() else 0
         raise write_error(path, size_bytes, error) from error
     finally:
-        temp.unlink(missing_ok=True)
+        with suppress(OSError):
+            temp.unlink()
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selftaught.core.config import digest, read_json, sync_folder, write_error
-from selftaught.core.errors import EXIT_DISK, RunError
+from selftaught.core.config import FULL, digest, read_json, sync_folder, write_error
+from selftaught.core.errors import RunError
 from selftaught.core.guards import process_alive
 
 if TYPE_CHECKING:
@@ -26,7 +29,8 @@ STATE = "state.json"
 
 _log = logging.getLogger(__name__)
 _STEP = re.compile(r"step-(\d{6,})(\.old)?")
-_TEMP = re.compile(r"\.tmp-step-\d+-(\d+)")
+# Folders of this module, and files of `core.atomic`, `write_json` and the records; the number is the writer's pid.
+_TEMP = re.compile(r"\.tmp-step-\d+(?:\.old)?-(\d+)|\.tmp-(\d+)-.+", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -40,23 +44,21 @@ def save(
     """Write `folder`/step-000123/ with one NAME.safetensors per key of `tensors` and state.json; return that folder.
 
     After the new one verified, the newest `keep` good ones stay and the others go. Whatever fails, the older ones are
-    untouched and nothing half-written stays. Raises RunError, with exit code 5 when the disk is full.
+    untouched and nothing half-written stays. A full disk is tried once more without what dead writers left behind.
+    Raises RunError, with exit code 5 when the disk is full.
     """
     folder = Path(folder)
     target = folder / f"step-{step:06d}"
-    temp = folder / f".tmp-{target.name}-{os.getpid()}"
     size = _size(tensors)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_stale(folder)
-        _check_space(folder, target, size)
-        temp.mkdir()
-        _fill(temp, step, tensors, state)
-        _install(temp, target)
+        try:
+            _write_checkpoint(folder, target, size, step, tensors, state)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            _write_checkpoint(folder, target, size, step, tensors, state)
     except OSError as error:
         raise write_error(target, size, error) from error
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
     problems = verify(target)
     if problems:
         raise RunError(
@@ -64,7 +66,9 @@ def save(
             why="; ".join(problems),
             do="Check the disk; older checkpoints were kept.",
         )
-    _retain(folder, target, keep)
+    # The new one is safe; what could not be removed now is removed after the next save.
+    with contextlib.suppress(OSError):
+        _retain(folder, target, keep)
     return target
 
 
@@ -78,7 +82,11 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
     if manifest.get("schema") != SCHEMA:
         return [f"{MANIFEST}: schema {manifest.get('schema')!r} is not known here, expected {SCHEMA}"]
     # The manifest vouches for itself too: its bytes must be what its content, digest included, would be written as.
-    if (folder / MANIFEST).read_bytes() != _manifest_bytes(manifest):
+    try:
+        same = (folder / MANIFEST).read_bytes() == _manifest_bytes(manifest)
+    except (OSError, RecursionError):
+        same = False
+    if not same:
         return [f"{MANIFEST}: its content was changed"]
     files = manifest.get("files")
     if not isinstance(files, dict) or STATE not in files or not all(map(_is_entry, files.values())):
@@ -106,8 +114,6 @@ def latest(folder: str | os.PathLike[str], warn: Callable[[str], None] | None = 
 
 def load(folder: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Read a checkpoint into (tensors, state) on the CPU; raises RunError naming each file that is not as written."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     folder = Path(folder)
     problems = verify(folder)
@@ -120,21 +126,39 @@ def load(folder: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Tensor]], 
         if name == STATE:
             continue
         try:
-            tensors[name.removesuffix(".safetensors")] = load_file(folder / name)
-        except (SafetensorError, OSError, ValueError) as error:
+            tensors[name.removesuffix(".safetensors")] = _read_tensors(folder / name)
+        except Exception as error:  # safetensors raises many kinds for a made-up file, one for each thing that is wrong
             raise RunError(f"Cannot read {folder / name}.", why=str(error)) from error
     return tensors, read_json(folder / STATE)
 
 
-def remove_stale(folder: str | os.PathLike[str]) -> None:
-    """Remove temporary folders of this process and of dead ones.
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; the library itself takes only paths that are UTF-8."""
+    from safetensors.torch import load, load_file
 
-    One that bears this process's own number is stale as well: in containers every run may have the same number.
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return load(path.read_bytes())
+    return load_file(path)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of that name is a half-written one of ours."""
+    return bool(_TEMP.fullmatch(name))
+
+
+def remove_stale(folder: str | os.PathLike[str]) -> None:
+    """Remove temporary folders and files of this process and of dead ones, directly below `folder`.
+
+    One that bears this process's own number is stale as well: in containers every run may have the same number. Call it
+    where this process is the only writer.
     """
-    for path in Path(folder).glob(".tmp-step-*"):
+    for path in Path(folder).glob(".tmp-*"):
         match = _TEMP.fullmatch(path.name)
-        if match and (int(match[1]) == os.getpid() or not process_alive(int(match[1]))):
-            shutil.rmtree(path, ignore_errors=True)
+        pid = int(match[1] or match[2]) if match else 0
+        if match and (pid == os.getpid() or not process_alive(pid)):
+            _delete(path)
 
 
 def flatten_optimizer(opt: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -205,14 +229,32 @@ def _size(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
     return sum(tensor.numel() * tensor.element_size() for group in tensors.values() for tensor in group.values())
 
 
-def _check_space(folder: Path, target: Path, size: int) -> None:
-    free, needed = shutil.disk_usage(folder).free, int(1.2 * size)
-    if free < needed:
-        raise RunError(
-            f"The disk is full: the checkpoint {target} needs {needed} bytes, {free} are free.",
-            do="Free some space, then run the same command again; it continues from the last checkpoint.",
-            exit_code=EXIT_DISK,
-        )
+def _write_checkpoint(
+    folder: Path,
+    target: Path,
+    size: int,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> None:
+    """Fill a temporary sibling of `target` and give it that name; raises OSError and leaves `target` as it was."""
+    temp = folder / f".tmp-{target.name}-{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_stale(folder)
+    _check_space(folder, size)
+    try:
+        temp.mkdir()
+        _fill(temp, step, tensors, state)
+        _install(temp, target)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _check_space(folder: Path, size: int) -> None:
+    """Raise OSError unless 1.2 times the tensors' bytes are free; some network file systems tell nothing (0 in all)."""
+    usage, needed = shutil.disk_usage(folder), int(1.2 * size)
+    if usage.total and usage.free < needed:
+        raise OSError(errno.ENOSPC, f"{needed} bytes are needed, {usage.free} are free")
 
 
 def _fill(temp: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
@@ -260,7 +302,9 @@ def _install(temp: Path, target: Path) -> None:
     """Rename the finished folder to its name; an older one of that name stays readable as NAME.old until then."""
     old = target.with_name(f"{target.name}.old")
     if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        # An old one that is still there is the better of the two when what replaced it is damaged.
+        _discard(target if old.exists() and verify(target) else old)
+    if target.exists():
         os.rename(target, old)
     try:
         os.rename(temp, target)
@@ -280,7 +324,25 @@ def _retain(folder: Path, new: Path, keep: int) -> None:
         elif path != new.with_name(f"{new.name}.old") and good < keep and not verify(path):
             good += 1
         else:
-            shutil.rmtree(path, ignore_errors=True)
+            _discard(path)
+
+
+def _discard(path: Path) -> None:
+    """Delete a checkpoint under another name, so that a kill midway leaves no half of one under its own."""
+    if path.exists():
+        doomed = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+        _delete(doomed)
+        os.rename(path, doomed)
+        _delete(doomed)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or folder; what cannot be deleted stays and is met again at the next start."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _steps(folder: Path) -> list[Path]:
@@ -299,7 +361,10 @@ def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> str:
     if Path(name).name != name:
         return "a checkpoint holds no folders"
     try:
-        size = (folder / name).stat().st_size
+        info = (folder / name).stat()
+        size = info.st_size
+        if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
+            return "it is no file"
         if size != entry["size"]:
             return f"{size} bytes long, expected {entry['size']}"
         sha = hashlib.sha256()
@@ -308,6 +373,8 @@ def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> str:
                 sha.update(block)
     except OSError as error:
         return (error.strerror or str(error)).lower()
+    except ValueError:
+        return "a name that no file can have"
     return "" if sha.hexdigest() == entry["sha256"] else "its content was changed"
 
 

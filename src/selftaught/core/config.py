@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -10,6 +11,7 @@ import inspect
 import json
 import math
 import os
+import stat
 import textwrap
 import types
 import typing
@@ -21,9 +23,12 @@ from selftaught.core.errors import EXIT_DISK, ConfigError, RunError, suggest
 
 C = TypeVar("C")
 
+MAX_JSON_BYTES = 64 * 2**20
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _NONE = {"none", "null", ""}
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors that mean a full disk or a used-up quota."""
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -106,14 +111,20 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
         os.replace(temp, path)
         sync_folder(path.parent)
     except OSError as error:
-        temp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temp.unlink()
         raise write_error(path, len(text), error) from error
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a JSON object; raises RunError naming the file when it is absent, unreadable or corrupt."""
+    """Read a JSON object; raises RunError naming the file when it is absent, unreadable, huge or corrupt."""
     path = Path(path)
     try:
+        info = path.stat()
+        # Opening a pipe would wait for ever, and reading a device would never end.
+        if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_JSON_BYTES:
+            expected = f"a file of at most {MAX_JSON_BYTES // 2**20} MB"
+            raise RunError(f"{path} is not read.", expected=expected, why=f"it has {info.st_size} bytes")
         values = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise RunError(f"Cannot read {path}.", why=error.strerror or str(error)) from error
@@ -138,7 +149,7 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
 def write_error(path: Path, size_bytes: int, error: OSError) -> RunError:
     """Return the RunError for a failed write of `size_bytes` to `path`; exit code 5 when the disk or quota is full."""
     why = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return RunError(
             f"The disk is full: cannot write {size_bytes} bytes to {path}.",
             why=why,

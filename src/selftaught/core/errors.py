@@ -17,6 +17,8 @@ EXIT_LOCKED = 6
 """Another live process works on the same run."""
 EXIT_RANK = 7
 """Another process of the same training was lost."""
+EXIT_SIGHUP = 129
+"""Stopped by SIGHUP (the terminal closed) after saving."""
 EXIT_SIGINT = 130
 """Stopped by SIGINT after saving."""
 EXIT_SIGTERM = 143

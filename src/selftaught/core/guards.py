@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from selftaught.core.config import write_error
-from selftaught.core.errors import EXIT_LOCKED, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, RunError
+from selftaught.core.errors import EXIT_LOCKED, EXIT_SIGHUP, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, RunError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,14 +32,40 @@ _FLAT_ADVICE = "If it stays so: train longer, raise the learning rate, or give m
 _RISE_ADVICE = "Lower the learning rate, lengthen its warm-up, or clip gradients."
 _POINT_ADVICE = "Check the stop-gradient, the predictor or negatives, and the strength of the augmentation."
 _ONE_HOT_ADVICE = "Raise the teacher temperature or strengthen its centring or balancing."
+_BLIND_ADVICE = "Lower the learning rate, raise the temperature, or give larger batches of more different pictures."
 _UNIFORM_ADVICE = "Lower the teacher temperature, weaken its centring, or lower the learning rate."
+
+
+class NotFinite(Exception):
+    """A step met a number that is not finite, and was not taken; the loop decides what follows.
+
+    `offender` says which number, `player` whose, `mine` whether the trouble arose on this rank.
+    """
+
+    def __init__(self, offender: str, player: str, loss: float, mine: bool = True) -> None:
+        super().__init__(f"{offender} of {player} is not finite")
+        self.offender, self.player, self.loss, self.mine = offender, player, loss, mine
+
+
+def not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Return the name of the first floating tensor that holds NaN or infinity, or None."""
+    import torch
+    from torch.nn.utils import get_total_norm
+
+    floating = [(name, value.detach()) for name, value in named if value.is_floating_point()]
+    # The largest magnitude costs one pass and no name, and does not overflow; the search by name comes only after it.
+    if not floating or bool(torch.isfinite(get_total_norm([value for _, value in floating], math.inf))):
+        return None
+    return next((name for name, value in floating if not bool(torch.isfinite(value).all())), None)
 
 
 def finite(total: Tensor | float, named_parameters: Iterable[tuple[str, Tensor]]) -> str | None:
     """Return the name of the first tensor that holds NaN or infinity, or None when all numbers are finite.
 
     Call it after the backward pass and before the step. The order is that of cause: weights ("NAME"), the loss
-    ("loss"), gradients ("gradient of NAME"). Integer tensors are skipped.
+    ("loss"), gradients ("gradient of NAME"), then norms that overflow though each number is finite ("norm of the
+    gradients", "norm of the weights": above 1.8e19 in float32). Clipping by such a norm makes all gradients zero, and
+    Adam squares them: one of them would end in its moments as infinity. Integer tensors are skipped.
     """
     import torch
     from torch.nn.utils import get_total_norm
@@ -48,14 +74,32 @@ def finite(total: Tensor | float, named_parameters: Iterable[tuple[str, Tensor]]
     weights = [(name, value.detach()) for name, value in floating]
     gradients = [(f"gradient of {name}", value.grad) for name, value in floating if value.grad is not None]
     loss = torch.as_tensor(total).detach()
-    everything = [value for _, value in weights + gradients]
-    # A norm costs one pass and no name; the search by name, and the doubt of an overflown norm, come only after it.
-    if bool(torch.isfinite(loss).all()) and (not everything or bool(torch.isfinite(get_total_norm(everything)))):
+    wide = [
+        words
+        for words, group in (("norm of the gradients", gradients), ("norm of the weights", weights))
+        if group and not bool(torch.isfinite(get_total_norm([value for _, value in group])))
+    ]
+    if not wide and bool(torch.isfinite(loss).all()):
         return None
-    for name, value in [*weights, ("loss", loss), *gradients]:
-        if not bool(torch.isfinite(value).all()):
-            return name
-    return None
+    return not_finite([*weights, ("loss", loss), *gradients]) or wide[0]
+
+
+def check_step(offender: str | None, loss: float, player: str, device: Any = "cpu") -> None:
+    """Raise NotFinite on every rank when any of them has an offender, so that all take a step or none does.
+
+    `mine` is true where the loss itself is not finite, or, when no rank has such a loss, where there is an offender:
+    averaged gradients carry the trouble of one rank to all.
+    """
+    import torch
+
+    from selftaught.core.launch import all_reduce_sum
+
+    bad_loss = not math.isfinite(loss)
+    flags = torch.tensor([float(offender is not None), float(bad_loss)], device=device)
+    anywhere, losses = (float(x) for x in all_reduce_sum(flags))
+    if anywhere:
+        mine = bad_loss if losses else offender is not None
+        raise NotFinite(offender or "a number on another rank", player, loss, mine)
 
 
 class Collapse:
@@ -75,8 +119,9 @@ class Collapse:
         """Take the numbers of one logged step; return (verdict, reason with advice).
 
         Read are `loss` and, where a method logs them, `std_z` (mean over dimensions of the standard deviation of
-        L2-normalised embeddings) with `dim`, `entropy_frac` (teacher entropy / ln K), `usage_frac`, `rank_frac` and
-        `loss_uniform`. Verdicts: starting, learning, slow, collapsing, diverging. Raises ConfigError without `loss`.
+        L2-normalised embeddings) with `dim`, `entropy_frac` (teacher entropy / ln K), `usage_frac`, `rank_frac`,
+        `positive_cosine` (of two views of a picture) and `loss_uniform`. Verdicts: starting, learning,
+        slow, collapsing, diverging. Raises ConfigError without `loss`.
         """
         if "loss" not in parts:
             raise ConfigError("The logged numbers hold no loss.", expected="a part named 'loss'")
@@ -111,7 +156,7 @@ class Collapse:
             reason = f"All embeddings fall onto one point: their spread is {std_z:.2g}, healthy is near {healthy:.2g}."
             return "collapsing", f"{reason} {_POINT_ADVICE}"
         if entropy is None:
-            return None
+            return self._blind()
         if entropy < 0.05:
             reason = f"The teacher gives every picture one class: its entropy is {entropy:.1%} of the maximum."
             return "collapsing", f"{reason} {_ONE_HOT_ADVICE}"
@@ -123,9 +168,21 @@ class Collapse:
             return "collapsing", f"{reason} {_UNIFORM_ADVICE}"
         return None
 
+    def _blind(self) -> tuple[str, str] | None:
+        """Views of one picture are alike, and a contrastive loss says that those of different pictures are as well."""
+        loss, alike = self._recent("loss"), self._recent("positive_cosine")
+        uniform = self._recent("loss_uniform") or self.loss_uniform
+        if loss is None or alike is None or not uniform or alike < 0.8 or not 0.95 < loss / uniform < 1.05:
+            return None
+        reason = f"All pictures are alike: the cosine of two views is {alike:.2f}, yet the loss {loss:.4g} is that of a blind guess."
+        return "collapsing", f"{reason} {_BLIND_ADVICE}"
+
     def _diverging(self) -> tuple[str, str] | None:
-        losses = self._history["loss"]
-        median = statistics.median(losses)
+        losses, uniform = self._history["loss"], self._recent("loss_uniform") or self.loss_uniform
+        median, recent = statistics.median(losses), self._recent("loss")
+        if uniform and recent is not None and recent > 3 * uniform:
+            reason = f"The loss {recent:.4g} is {recent / uniform:.0f} times that of a model that knows nothing."
+            return "diverging", f"{reason} {_BLIND_ADVICE}"
         now = statistics.median(losses[-RECENT // 2 :])
         # Near a loss of zero half the median is less than the noise, so the rise must leave the noise as well.
         if now - median > max(0.5 * abs(median), 4 * _jitter(losses)):
@@ -168,12 +225,17 @@ def _slope(values: list[float]) -> tuple[float, float]:
     return (slope / error if error > 0 else math.copysign(math.inf, slope)), change
 
 
-class SignalFlag:
-    """Context manager that turns the first SIGINT or SIGTERM into a wish and obeys the second at once.
+_EXITS = {int(signal.SIGINT): EXIT_SIGINT, int(signal.SIGTERM): EXIT_SIGTERM}
+if hasattr(signal, "SIGHUP"):  # Windows has none
+    _EXITS[int(signal.SIGHUP)] = EXIT_SIGHUP
 
-    `requested` is 0, or the exit code that the run owes after saving: 130 or 143. Outside of the main thread, where
-    Python allows no handlers, it stays 0. A second signal within `patience_s` is the first one's echo and not obeyed:
-    torchrun passes on what the terminal has sent to everybody already.
+
+class SignalFlag:
+    """Context manager that turns the first SIGINT, SIGTERM or SIGHUP into a wish and obeys the second at once.
+
+    `requested` is 0, or the exit code that the run owes after saving: 130, 143 or 129. Outside of the main thread, where
+    Python allows no handlers, it stays 0. A SIGHUP that is ignored (`nohup`) stays ignored. A second signal within
+    `patience_s` is the first one's echo and not obeyed: torchrun passes on what the terminal has sent to everybody already.
     """
 
     def __init__(self, patience_s: float = 0.0) -> None:
@@ -184,8 +246,9 @@ class SignalFlag:
 
     def __enter__(self) -> SignalFlag:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+            for number in _EXITS:
+                if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -196,8 +259,8 @@ class SignalFlag:
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a forked data worker: Ctrl-C is the parent's affair, SIGTERM must end it
-            if number == signal.SIGTERM:
+        if os.getpid() != self._pid:  # a forked data worker: Ctrl-C is the parent's affair, the others must end it
+            if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
@@ -206,9 +269,9 @@ class SignalFlag:
                 return
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
-            raise SystemExit(EXIT_SIGTERM)
+            raise SystemExit(_EXITS[number])
         self._first_s = time.monotonic()
-        self.requested = EXIT_SIGINT if number == signal.SIGINT else EXIT_SIGTERM
+        self.requested = _EXITS[number]
 
 
 class RunLock:
@@ -235,9 +298,13 @@ class RunLock:
             handle = _open_exclusively(self.path)
             try:
                 self._refuse_if_held(os.read(handle, 65536), str(mine["host"]))
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, text, 0)
-                os.fsync(handle)
+                try:
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, text, 0)
+                    os.fsync(handle)
+                except OSError:
+                    self.path.unlink(missing_ok=True)  # or this process would look like an owner as long as it lives
+                    raise
             finally:
                 os.close(handle)
         except OSError as error:
@@ -251,7 +318,7 @@ class RunLock:
         try:
             if self._mine is not None and self.path.read_bytes() == self._mine:
                 self.path.unlink()
-        except FileNotFoundError:  # the whole run folder was deleted meanwhile
+        except OSError:  # the run folder was deleted meanwhile, or cannot be written: then the next start sees a dead owner
             pass
         self._mine = None
 
@@ -260,7 +327,7 @@ class RunLock:
             owner = json.loads(text)
             pid, owner_host = int(owner["pid"]), str(owner["host"])
             birth, started = str(owner["birth"]), str(owner["started_utc"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return  # empty or torn: its writer died before it had the lock
         if owner_host == host and not process_alive(pid, birth):
             return

@@ -18,7 +18,7 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -134,6 +134,12 @@ def tell(text: str) -> str:
     return text if _group is None or _alone else _group.tell(text)
 
 
+def tell_path(find: Callable[[], Path | None]) -> Path | None:
+    """What the first process found, in every process; only that one looks."""
+    found = tell(str(find() or "") if place()[0] == 0 else "")
+    return Path(found) if found else None
+
+
 def same_everywhere(what: str, text: str) -> None:
     """Raise RankError in every process that has another `text` than the first: it would train something else."""
     said = tell(text)
@@ -176,12 +182,6 @@ def mean_numbers(loss: float, numbers: dict[str, float]) -> tuple[float, dict[st
     sums = all_reduce_sum(torch.tensor([loss, *numbers.values()], dtype=torch.float64))
     mean, *means = (sums / place()[1]).tolist()
     return mean, dict(zip(numbers, means, strict=True))
-
-
-def any_text(text: str | None) -> str | None:
-    """The text of this process, or a word about another's when only that has one; None when nobody has any."""
-    somebody = agree(text is not None)[0]  # all must take part
-    return text or ("a number of another process" if somebody else None)
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,9 +30,9 @@ class Recorder:
     """Context manager that records one run in `run_dir` and shows its progress on standard output.
 
     On a terminal it draws a bar, elsewhere one plain line every ten seconds; `quiet` shows nothing and still writes the
-    files. `images_per_step` turns steps into images per second (0: show steps). Of several processes one `writes`; the
-    others' recorders do nothing. Raises RunError when a file cannot be
-    written, with exit code 5 when the disk is full.
+    files. When standard output fails (the terminal was closed, the reader of the pipe went) it becomes quiet.
+    `images_per_step` turns steps into images per second (0: show steps). Of several processes one `writes`; the recorders
+    of the others do nothing. Raises RunError when a file cannot be written, with exit code 5 when the disk is full.
     """
 
     def __init__(
@@ -46,12 +47,15 @@ class Recorder:
         self._marks: collections.deque[tuple[float, int]] = collections.deque()
         self._plain_due_s = -math.inf
         self._timing_due_s = -math.inf
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = _Console(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task = TaskID(0)
         if not writes:
             return
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(self.run_dir, 0, error) from error
         for name in ("metrics.jsonl", "timings.jsonl"):
             _cut(self.run_dir / name, None)
 
@@ -62,7 +66,7 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._show(self._bar.stop)
             self._bar = None
 
     def metrics(self, step: int, parts: Mapping[str, Any]) -> None:
@@ -79,11 +83,21 @@ class Recorder:
             _cut(self.run_dir / name, step)
         self._marks.clear()
 
+    def sync(self) -> None:
+        """Flush the metrics to the disk, so that no checkpoint outlives the lines that belong before it."""
+        try:
+            with open(self.run_dir / "metrics.jsonl", "rb+") as file:
+                os.fsync(file.fileno())
+        except FileNotFoundError:  # nothing was written yet
+            return
+        except OSError as error:
+            raise write_error(self.run_dir / "metrics.jsonl", 0, error) from error
+
     def say(self, text: str) -> None:
         """Print a line (unless quiet) and append it to log.txt behind the UTC time."""
         text = text.translate(_CONTROL)
         if not self.quiet:
-            self._console.print(text, markup=False)
+            self._show(lambda: self._console.print(text, markup=False))
         self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())}Z {text}\n")
 
     def progress(self, step: int, loss: float, health: str = "") -> None:
@@ -99,12 +113,19 @@ class Recorder:
         if self.quiet:
             return
         if _on_terminal():
-            self._draw(step, loss, health, rate_hz)
+            self._show(lambda: self._draw(step, loss, health, rate_hz))
         elif now >= self._plain_due_s or step >= self.total_steps:
             self._plain_due_s = now + PLAIN_EVERY_S
             share = f"{100 * step // max(self.total_steps, 1)} %"
             words = [f"step {step}/{self.total_steps}", share, *self._words(step, loss, health, rate_hz)]
-            self._console.print("  ".join(words), markup=False)
+            self._show(lambda: self._console.print("  ".join(words), markup=False))
+
+    def _show(self, show: Callable[[], None]) -> None:
+        """Write to standard output; a training must not die of a terminal that is gone."""
+        try:
+            show()
+        except OSError:
+            self.quiet = True
 
     def _rate_hz(self) -> float | None:
         (first_s, first), (last_s, last) = self._marks[0], self._marks[-1]
@@ -143,6 +164,11 @@ class Recorder:
             raise write_error(self.run_dir / name, len(data), error) from error
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # the error itself: rich would end the process instead
+
+
 def _on_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
@@ -173,7 +199,8 @@ def _cut(path: Path, step: int | None) -> None:
             os.fsync(file.fileno())
         os.replace(temp, path)
     except OSError as error:
-        temp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temp.unlink()
         raise write_error(path, len(data), error) from error
 
 
@@ -181,7 +208,7 @@ def _belongs(line: bytes, step: int | None) -> bool:
     try:
         values = json.loads(line)
         return isinstance(values, dict) and (step is None or int(values["step"]) <= step)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -21,9 +21,9 @@ M = TypeVar("M", bound=nn.Module)
 class Plan:
     """How a step is computed; frozen in the run folder, so that a resumed run computes the same numbers."""
 
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     """fp32 or bf16 (autocast)."""
-    attention: str = "fused"
+    attention: Literal["fused", "plain"] = "fused"
     """fused (one kernel) or plain (two matrix products)."""
     channels_last: bool = False
     """Whether convolution weights and pictures keep channels last in memory."""
@@ -97,7 +97,7 @@ def choose(module: nn.Module, step: Callable[[Plan], None], repeats: int = 2) ->
 
 def describe(plan: Plan) -> str:
     """The plan in a few words, e.g. "bf16, plain attention, channels last"."""
-    words = [plan.precision]
+    words: list[str] = [plan.precision]
     words += ["plain attention"] if plan.attention == "plain" else []
     words += ["channels last"] if plan.channels_last else []
     return ", ".join(words)

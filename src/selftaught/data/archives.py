@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
-from zipfile import BadZipFile
 
 import numpy as np
 
 from selftaught.core.errors import DataError
-from selftaught.data import readers
+from selftaught.data import readers, tar_index
 from selftaught.data.arrays import ArraySource
 from selftaught.data.base import Raw, Source, Truth, digest_of, printable, unique_keys
+from selftaught.data.npy import read_arrays
 from selftaught.data.readers import MAX_FILE_BYTES, SUFFIXES, BadFile
 
 MAX_MEMBERS = 2_000_000
@@ -25,6 +24,7 @@ MAX_JSON_BYTES = 16 * 2**20
 _PICTURES = tuple(suffix[1:] for suffix in SUFFIXES)
 _TRUTHS = ("png", "json", "cls")
 _LABELS_LOOKED_AT = 100
+_ARRAYS = ("images", "x", "jpeg", "offset", "label", "labels", "y", "classes", "masks")
 
 Place = tuple[int, int, int]
 """Number of the tar, offset and size in bytes."""
@@ -43,8 +43,9 @@ class TarSource(Source):
     Files of one sample share the key, the path up to the first dot of the file name: KEY.jpg (or another picture),
     KEY.png beside it = instance map, KEY.json = facts, KEY.cls = class. Label: the `label` or `category` text of the
     json, else the class, else the folder of the key when there are two or more, one level deep, and no masks; otherwise
-    the folder is the group (`Truth.source_id`). Names that point outside (`..`, absolute), too many members and cut-off
-    tars raise DataError.
+    the folder is the group (`Truth.source_id`). Names and links that point outside (`..`, absolute), devices, names that
+    are there twice (also in another case), too many members, sizes that lie and cut-off tars raise DataError; links
+    that stay inside are left out.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], *, name: str = "") -> None:
@@ -54,7 +55,7 @@ class TarSource(Source):
         if not self.paths:
             raise DataError("no tar was given")
         self.name = name or PurePosixPath(self.paths[0].replace("\\", "/")).stem
-        self._states = [_tar_state(path) for path in self.paths]
+        self._states = [tar_state(path) for path in self.paths]
         samples: dict[str, _Sample] = {}
         for number in range(len(self.paths)):
             samples.update(self._index(number, samples))
@@ -98,7 +99,8 @@ class TarSource(Source):
     def _index(self, number: int, taken: dict[str, _Sample]) -> dict[str, _Sample]:
         groups: dict[str, dict[str, Place]] = {}
         refused = 0
-        for member, (offset, size) in _members(self.paths[number]):
+        index = tar_index.Index(self.paths[number])
+        for member, offset, size in _members(self.paths[number], index):
             folder, _, file_name = member.rpartition("/")
             if file_name.startswith(".") or "__MACOSX" in folder:
                 continue
@@ -111,6 +113,8 @@ class TarSource(Source):
                 refused += 1
         if refused:
             self.notes.append(f"{self.paths[number]}: {refused} members are neither pictures nor masks, json or cls")
+        if index.links_left_out:
+            self.notes.append(f"{self.paths[number]}: {index.links_left_out} links are left out")
         samples: dict[str, _Sample] = {}
         for key, files in groups.items():
             for name, sample in _samples_of(key, files):
@@ -171,7 +175,7 @@ class NpzSource(Source):
         super().__init__()
         self.path = Path(path)
         self.name = name or self.path.stem
-        arrays = _read_npz(self.path)
+        arrays = read_arrays(self.path, _ARRAYS)
         labels = _named_labels(arrays, str(self.path))
         self._files: np.ndarray | None = None
         self._pixels: ArraySource | None = None
@@ -215,40 +219,17 @@ class NpzSource(Source):
         return self._files[self._offset[i] : self._offset[i + 1]].tobytes()
 
 
-def _members(path: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield (relative name, (offset, size)) of the regular files of a tar, each name checked."""
-    count = 0
+def _members(path: str, index: tar_index.Index) -> Iterator[tuple[str, int, int]]:
+    """Yield (relative name, offset, size) of the regular files of a tar, each name checked."""
     with _opened(path) as stream:
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                while (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
-                    count += 1
-                    if count > MAX_MEMBERS:
-                        raise DataError(
-                            f"{path} has more than {MAX_MEMBERS:,} members", do="split it into several tars"
-                        )
-                    if member.size < 0 or member.offset_data < 0:
-                        raise tarfile.ReadError("a header with a negative size")
-                    if member.isreg() and not member.issparse():
-                        yield _safe_name(member.name, path), (member.offset_data, member.size)
-        except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
+            yield from tar_index.members(stream, index, MAX_MEMBERS)
+        except (tar_index.Broken, OSError) as error:
             raise DataError(
-                f"{path} is not a whole tar: {error} (after {count} members)",
+                f"{path} is not a whole tar: {error}",
                 expected="an uncompressed tar",
                 do="download or make it again; unpack a .tar.gz first (gunzip), so that pictures can be read in place",
             ) from error
-
-
-def _safe_name(name: str, tar: str) -> str:
-    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-    if name.startswith(("/", "\\")) or ".." in parts or (parts and parts[0][1:2] == ":") or "\0" in name or not parts:
-        raise DataError(
-            f"{tar} has a member named {name!r}",
-            expected="names inside the archive, without '..' and not absolute",
-            why="such a name can point outside a folder; a tar that has one was not made with care",
-        )
-    return "/".join(parts)
 
 
 def _samples_of(key: str, files: dict[str, Place]) -> Iterator[tuple[str, _Sample]]:
@@ -293,7 +274,7 @@ def _remote(url: str) -> tuple[Any, str]:
         raise DataError(f"{url} cannot be opened ({error})", do="pip install 'selftaught[cloud]'") from error
 
 
-def _tar_state(path: str) -> str:
+def tar_state(path: str) -> str:
     """Return size and time of a tar as text, for the fingerprint."""
     if "://" in path:
         system, inner = _remote(path)
@@ -313,21 +294,8 @@ def _text(facts: dict[str, Any], *names: str) -> str | None:
     for name in names:
         value = facts.get(name)
         if isinstance(value, str) and value:
-            return value
+            return value.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair could not be written
     return None
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    wanted = ("images", "x", "jpeg", "offset", "label", "labels", "y", "classes", "masks")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                return {"images": np.asarray(archive)}
-            return {name: archive[name] for name in archive.files if name in wanted}
-    except (OSError, ValueError, BadZipFile, EOFError, KeyError, MemoryError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error})", expected="a whole npz of plain arrays (no Python objects)"
-        ) from error
 
 
 def _named_labels(arrays: dict[str, np.ndarray], where: str) -> list[str] | None:
@@ -337,6 +305,8 @@ def _named_labels(arrays: dict[str, np.ndarray], where: str) -> list[str] | None
     labels, classes = labels.reshape(-1), arrays.get("classes")
     if classes is None or labels.dtype.kind not in "iu":
         return [str(label) for label in labels.tolist()]
+    if classes.ndim != 1:
+        raise DataError(f"{where}: `classes` has shape {classes.shape}", expected="(K,) names")
     if labels.size and (labels.min() < 0 or labels.max() >= len(classes)):
         raise DataError(f"{where}: labels reach {labels.max()}, but there are {len(classes)} classes")
     return [str(classes[label]) for label in labels]

@@ -142,7 +142,7 @@ class OfficialSplits(Source):
 def unique_keys(names: Sequence[str]) -> list[str]:
     """Drop the suffix of each relative name; where two would become the same, those keep their suffix."""
     names = [printable(name) for name in names]
-    stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
+    stems = [name.removesuffix(PurePosixPath(name).suffix) for name in names]
     count, full = Counter(stems), set(names)
     return [name if count[stem] > 1 or stem in full else stem for name, stem in zip(names, stems, strict=True)]
 

@@ -31,7 +31,8 @@ from selftaught.data.readers import BadFile
 if TYPE_CHECKING:
     import torch
 
-SCHEMA = 1
+SCHEMA = 2
+"""Rises when the same files give other pixels."""
 THREADS = max(2, min(8, os.cpu_count() or 2))
 _CHUNK = 512
 _SPOTS = 64
@@ -199,17 +200,13 @@ class _Work:
         journal = self.folder / "journal.jsonl"
         good_bytes = 0
         for line in journal.read_bytes().splitlines(keepends=True) if journal.exists() else []:
-            try:
-                entry = json.loads(line)
-                whole = line.endswith(b"\n") and self.done < entry["done"] <= total
-            except (ValueError, KeyError, TypeError):
-                whole = False
-            if not whole or (len(self.rows) + len(entry["rows"])) * self.row_bytes > have:
+            entry = _journal_entry(line, self.done, total)
+            if entry is None or (len(self.rows) + len(entry["rows"])) * self.row_bytes > have:
                 break
             self.done = entry["done"]
             self.rows += entry["rows"]
-            self.sizes += [(int(h), int(w)) for h, w in entry["sizes"]]
-            self.bad += [(int(i), str(reason)) for i, reason in entry["bad"]]
+            self.sizes += [(h, w) for h, w in entry["sizes"]]
+            self.bad += [(i, reason) for i, reason in entry["bad"]]
             good_bytes += len(line)
         if journal.exists():
             os.truncate(journal, good_bytes)
@@ -277,24 +274,48 @@ def _refuse(bad: list[tuple[str, str]], seen: int, total: int, max_bad_frac: flo
 
 
 def _open(folder: Path, source: Source, px: int, fingerprint: str) -> ImageSet | None:
-    """Return the cache in `folder`, or None when it is missing, torn, or of other data."""
+    """Return the cache in `folder`, or None when it is missing, torn, changed, or of other data."""
     try:
         index = json.loads((folder / "index.json").read_bytes())
         rows = len(index["keys"])
         same = index["schema"] == SCHEMA and index["fingerprint"] == fingerprint and index["image_px"] == px
         whole = (folder / "images.u8").stat().st_size == rows * 3 * px * px
-        if not (same and whole and rows == len(index["sizes"]) == len(index["source_index"])):
+        if not (same and whole and _all_sizes(index["sizes"], rows)):
+            return None
+        picked = np.asarray(index["source_index"])
+        # The keys are the source's own: a changed index must not name pictures after others.
+        if picked.shape != (rows,) or picked.dtype != np.int64 or picked.min() < 0 or picked.max() >= len(source.keys):
+            return None
+        if index["keys"] != [source.keys[i] for i in picked]:
             return None
         flat = np.memmap(folder / "images.u8", np.uint8, "r", shape=(rows, 3 * px * px))
         if _spots(flat) != index["spots"]:
             return None
         bad = [(str(key), str(reason)) for key, reason in index["bad"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    images = flat.reshape(rows, 3, px, px)
     sizes = np.asarray(index["sizes"], np.int64).reshape(rows, 2)
-    picked = np.asarray(index["source_index"], np.int64)
-    return ImageSet(images, index["keys"], sizes, picked, bad, px, source.name, folder)
+    return ImageSet(flat.reshape(rows, 3, px, px), index["keys"], sizes, picked, bad, px, source.name, folder)
+
+
+def _journal_entry(line: bytes, done: int, total: int) -> dict[str, Any] | None:
+    """Return one entry of a journal, or None when it is torn, changed, or does not go on where `done` ends."""
+    try:
+        entry = json.loads(line)
+        rows, bad = entry["rows"], [i for i, reason in entry["bad"] if isinstance(reason, str)]
+        seen = sorted([*rows, *bad])
+        whole = line.endswith(b"\n") and done < entry["done"] <= total and rows == sorted(rows)
+        if whole and seen == list(range(done, entry["done"])) and _all_sizes(entry["sizes"], len(rows)):
+            return dict(entry)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        pass  # a line that is none is as if it had not been written
+    return None
+
+
+def _all_sizes(sizes: Any, rows: int) -> bool:
+    """Whether these are `rows` pairs of a height and a width in pixels."""
+    found = np.asarray(sizes) if rows else np.zeros((0, 2), np.int64)
+    return found.shape == (rows, 2) and found.dtype == np.int64 and bool((found > 0).all())
 
 
 def _spots(images: np.ndarray) -> list[int]:

@@ -2,7 +2,7 @@
 
 The rules are the same for all sources: EXIF rotation is applied, alpha is laid over mid grey, 16-bit values are divided
 by 257, colour spaces become RGB, and of several frames the first is taken. The limit on pixels is checked in the
-header, before anything is decoded.
+header, before anything is decoded, and the first bytes choose the one decoder that ever sees a file.
 """
 
 from __future__ import annotations
@@ -28,8 +28,18 @@ SUFFIXES = (
 )  # fmt: skip
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 256 * 2**20
+MAX_SCANS = 100
+"""Passes of a progressive JPEG. Encoders write about ten; each costs a walk over all pixels, however few its bytes."""
 MID_GREY = 128
 IGNORE_ID = 255
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF", b"BM": "BMP",
+    b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
+    b"P1": "PPM", b"P2": "PPM", b"P3": "PPM", b"P4": "PPM", b"P5": "PPM", b"P6": "PPM",
+}  # fmt: skip
+_HEAD_BYTES = 512
+_BAND_PIXELS = 1 << 20
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -81,9 +91,9 @@ def decode(data: Readable, *, max_pixels: int = MAX_PIXELS, at_least_px: int | N
 def decode_resized(data: Readable, px: int, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode and stretch one picture to uint8 (px, px, 3); also return the (H, W) of the whole picture, upright.
 
-    Antialiased bilinear; JPEGs are decoded at a reduced size that keeps twice the pixels needed. Raises BadFile.
+    Antialiased bilinear; JPEGs are decoded at a reduced size of at least 4/3 of `px`. Raises BadFile.
     """
-    image, size = _load_rgb(data, max_pixels, 2 * px)
+    image, size = _load_rgb(data, max_pixels, -(-4 * px // 3))
     return np.array(_stretch(image, px)), size
 
 
@@ -165,6 +175,8 @@ def _open_stream(data: Readable) -> BinaryIO:
         if info.st_size > MAX_FILE_BYTES:
             raise BadFile(f"file of {info.st_size / 2**20:.0f} MB, the limit is {MAX_FILE_BYTES // 2**20} MB")
         return path.open("rb")
+    except ValueError as error:
+        raise BadFile("a name that no file can have") from error
     except FileNotFoundError as error:
         raise BadFile("dangling link" if path.is_symlink() else "the file does not exist") from error
     except PermissionError as error:
@@ -175,19 +187,55 @@ def _open_stream(data: Readable) -> BinaryIO:
 
 def _open_image(stream: BinaryIO, max_pixels: int) -> Image.Image:
     try:
-        head = stream.read(512)
+        head = stream.read(_HEAD_BYTES)
         stream.seek(0)
-        image = Image.open(stream, formats=FORMATS)
+    except OSError as error:
+        raise BadFile(f"cannot be read ({error.strerror or error})") from error
+    kind = _format_of(head)
+    if kind is None:
+        raise BadFile(_what_else(head))
+    try:
+        image = Image.open(stream, formats=(kind,))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadFile(f"more than {max_pixels / 1e6:.0f} million pixels") from error
     except Exception as error:  # whatever a plugin raises on a hostile file must stay one bad file
-        raise BadFile(_what_else(head, error)) from error
+        raise BadFile(f"truncated or broken header ({type(error).__name__})") from error
     width, height = image.size
     if width * height > max_pixels:
         raise BadFile(f"{width}x{height}, more than {max_pixels / 1e6:g} million pixels")
-    if width == 0 or height == 0:
+    if width <= 0 or height <= 0:
         raise BadFile(f"{width}x{height}, no pixels")
+    _refuse_hidden_work(image, stream, max_pixels)
     return image
+
+
+def _format_of(head: bytes) -> str | None:
+    """Return the one format of FORMATS that begins like this."""
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "WEBP"
+    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def _refuse_hidden_work(image: Image.Image, stream: BinaryIO, max_pixels: int) -> None:
+    """Raise BadFile where a small picture would cost the memory or the time of a huge one."""
+    if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+        at = stream.tell()
+        stream.seek(0)
+        scans = stream.read().count(b"\xff\xda")  # inside coded data an FF is always followed by 00
+        stream.seek(at)
+        if scans > MAX_SCANS:
+            raise BadFile(f"a JPEG of {scans} passes, the limit is {MAX_SCANS}")
+    if image.format == "TIFF":
+        tags = getattr(image, "tag_v2", {})
+        try:
+            tile = [int(tags.get(tag, 1)) for tag in (_TILE_WIDTH, _TILE_HEIGHT)]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise BadFile("broken TIFF file (its tiles have no size)") from error
+        if tile[0] * tile[1] > max_pixels:
+            raise BadFile(f"tiles of {tile[0]}x{tile[1]}, more than {max_pixels / 1e6:g} million pixels")
+        covered = sum((right - left) * (below - top) for _, (left, top, right, below), *_ in image.tile)  # type: ignore[attr-defined]
+        if covered < image.width * image.height:  # the rest would be made up
+            raise BadFile(f"truncated TIFF file (it has {covered} of {image.width * image.height} pixels)")
 
 
 def _load_pixels(image: Image.Image) -> None:
@@ -219,25 +267,33 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _wide_to_uint8(values: np.ndarray) -> np.ndarray:
-    """Scale 16-bit, 32-bit or float grey to uint8 by the range that its type and values say."""
-    wide = values.astype(np.float64)
-    if not np.isfinite(wide).all():
+    """Scale 16-bit, 32-bit or float grey (H, W) to uint8 by the range that its type and values say.
+
+    Works in bands of rows: as float64 a whole picture would take eight times the memory of its result.
+    """
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):  # min and max hand NaN on
         raise BadFile("holds values that are not finite")
-    low, high = float(wide.min()), float(wide.max())
+    shift, times, over = 0.0, 1.0, 1.0
     if values.dtype.itemsize == 2 and low >= 0:
-        wide = wide / 257.0
+        over = 257.0
     elif values.dtype.kind == "f" and low >= 0 and high <= 1:
-        wide = wide * 255.0
+        times = 255.0
     elif low >= 0 and high <= 255:
         pass
     elif low >= 0 and high <= 65535:
-        wide = wide / 257.0
+        over = 257.0
     else:
-        wide = (wide - low) * (255.0 / (high - low)) if high > low else np.zeros_like(wide)
-    return np.rint(wide).astype(np.uint8)
+        shift, times = low, (255.0 / (high - low) if high > low else 0.0)
+    out = np.empty(values.shape, np.uint8)
+    rows = max(1, _BAND_PIXELS // values.shape[1])
+    for top in range(0, len(values), rows):
+        band = values[top : top + rows].astype(np.float64)
+        out[top : top + rows] = np.rint((band - shift) * times / over)
+    return out
 
 
-def _what_else(head: bytes, error: Exception) -> str:
+def _what_else(head: bytes) -> str:
     """Say what a file is that no allowed format recognises."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
@@ -250,5 +306,5 @@ def _what_else(head: bytes, error: Exception) -> str:
         kind = head[8:12].decode("latin-1")
         return f"a {kind.strip()} file (HEIC, AVIF or video); convert it to JPEG or PNG"
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")):
-        return f"truncated or broken header ({type(error).__name__})"
+        return "truncated or broken header"
     return "not a picture of a known format (" + ", ".join(FORMATS) + ")"

@@ -39,6 +39,7 @@ __all__ = [
 MASKS = "masks"
 PARTS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 SPLITS = ("all", "train", "test")
+MAX_LIST_BYTES = 256 * 2**20
 _log = logging.getLogger(__name__)
 
 
@@ -162,8 +163,9 @@ class ListSource(Source):
         self.name = name
         if not self.paths:
             raise DataError("the list of pictures is empty", do="give at least one path")
-        if not any(path.exists() for path in self.paths):
-            raise DataError(f"none of the {len(self.paths)} listed pictures exists, for example {self.paths[0]}")
+        if not any(map(os.path.exists, self.paths)):  # Path.exists raises for names that are too long
+            example = str(self.paths[0])[:300]
+            raise DataError(f"none of the {len(self.paths)} listed pictures exists, for example {example}")
         if len(given) > len(self.paths):
             self.notes.append(f"{len(given) - len(self.paths)} paths were listed more than once and are taken once")
         base = os.path.commonpath([str(path.parent) for path in self.paths]) if _same_drive(self.paths) else ""
@@ -243,10 +245,10 @@ def _open_path(text: str) -> Source:
                 f"{text} is not a tar", expected="a URL or pattern of .tar files; download other data first"
             )
         return TarSource(many, name=PurePosixPath(many[0]).stem)
-    path = Path(many[0]).expanduser()
-    if path.is_dir():
+    path = _at_home(many[0])
+    if os.path.isdir(path):
         return _open_folder(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise _missing(path)
     suffix = path.suffix.lower()
     if suffix == ".tar":
@@ -280,7 +282,7 @@ def _open_folder(root: Path) -> Source:
         if all(named.values()) and (ending or all(entries[n].is_dir() for n in named.values())):
             return OfficialSplits(name, {part: kind(root / file) for part, file in named.items()})
     npz = sorted(n for n in entries if n.endswith(".npz"))
-    loose = any(PurePosixPath(n).suffix.lower() in SUFFIXES or entries[n].is_dir() for n in entries if n[0] != ".")
+    loose = _holds_pictures(entries)
     if tars and not loose:
         return TarSource([root / n for n in tars], name=name)
     if len(npz) == 1 and not loose:
@@ -288,16 +290,55 @@ def _open_folder(root: Path) -> Source:
     return FolderSource(root)
 
 
+def _holds_pictures(entries: dict[str, os.DirEntry[str]]) -> bool:
+    """Whether a folder holds pictures, or folders that may."""
+    return any(PurePosixPath(n).suffix.lower() in SUFFIXES or entries[n].is_dir() for n in entries if n[0] != ".")
+
+
+def tar_shards(data: Any) -> list[str]:
+    """Return the tars that `data` stands for, as `open_data` would read them, without opening any; [] for other data.
+
+    Official splits (train.tar and test.tar in one folder) are other data: their keys depend on the part.
+    """
+    if isinstance(data, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in data):
+        many = [os.fspath(item) for item in data]
+    elif isinstance(data, (str, os.PathLike)):
+        many = _expand(os.fspath(data).removeprefix("file://"))
+    else:
+        return []
+    if len(many) == 1 and "://" not in many[0]:
+        path = Path(many[0]).expanduser()
+        if path.is_dir():
+            entries = {entry.name: entry for entry in os.scandir(path)}
+            names = sorted(n for n in entries if n.endswith(".tar"))
+            split = all(_shards(names, PARTS[part]) for part in ("train", "test"))
+            other = split or _holds_pictures(entries) or any(n.endswith(".npz") for n in entries)
+            return [] if other else [str(path / n) for n in names]
+        many = [str(path)]
+    return many if all(one.endswith(".tar") for one in many) else []
+
+
 def _open_list_file(path: Path) -> Source:
     """Open a text file of one path per line, relative to the file's folder; empty lines and # lines are left out."""
     try:
+        size = path.stat().st_size
+        if size > MAX_LIST_BYTES or not path.is_file():  # a device would never end
+            raise DataError(f"{path} is no list of paths", expected=f"a file of at most {MAX_LIST_BYTES // 2**20} MB")
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a list of paths ({error})") from error
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
         raise DataError(f"{path} lists no pictures", expected="one path per line")
-    return ListSource([path.parent / Path(name).expanduser() for name in names], name=path.stem)
+    return ListSource([path.parent / _at_home(name) for name in names], name=path.stem)
+
+
+def _at_home(text: str) -> Path:
+    """Expand a leading ~; the home of a user who does not exist stays as it was written."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def _open_sample(text: str, split: str) -> Source:
@@ -363,6 +404,6 @@ def _same_drive(paths: Sequence[Path]) -> bool:
 def _stat_text(path: Path) -> str:
     try:
         info = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return "missing"
     return f"{info.st_size}|{info.st_mtime_ns}"

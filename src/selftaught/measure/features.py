@@ -15,7 +15,7 @@ import numpy as np
 
 from selftaught.measure.pairs import as_array
 from selftaught.measure.pixels import hog, raw_pixels
-from selftaught.measure.score import Score, jackknife_ci, score_of
+from selftaught.measure.score import Score, score_of
 
 __all__ = [
     "Probe",
@@ -284,7 +284,7 @@ def feature_scores(
     baselines: Mapping[str, Sequence[Any]] | None = None,
     seed: int = 0,
 ) -> dict[str, Score]:
-    """Scores "knn20", "knn200", "linear_probe" (shares right of the test set) and "rank_me" (of the training features).
+    """Scores "knn20", "knn200" and "linear_probe": shares right of the test set.
 
     baselines: name -> (train features, test features) of the same pictures, measured the same way ("raw_pixels", "hog",
     "untrained"). The k that was used after clipping is in the note.
@@ -307,9 +307,4 @@ def feature_scores(
     probe = linear_probe(train, names, test, truth, seed=seed)
     beside = {name: linear_probe(a, names, b, truth, seed=seed).correct.mean() for name, (a, b) in others.items()}
     scores["linear_probe"] = score_of(probe.correct, unit="share right", baselines=beside, note=probe.note)
-    ranks = {name: rank_me(bank) for name, (bank, _) in others.items()}
-    note = f"of {train.shape[1]} dimensions; comparable within one method and width only"
-    scores["rank_me"] = Score(
-        rank_me(train), len(train), jackknife_ci(train, rank_me), "higher", "dimensions", ranks, note
-    )
     return scores

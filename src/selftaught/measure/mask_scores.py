@@ -43,6 +43,8 @@ def segment_all(
 def mask_scores(predictions: Masks, truths: Masks, baselines: Mapping[str, Masks]) -> dict[str, Score]:
     """All scores of soft masks against instance maps, with the same measure of each baseline's masks beside.
 
+    Scores that no picture defines (where there is no object to locate) are left out.
+
     Args:
         predictions: N (H, W) arrays in [0, 1].
         truths: N (H, W) instance maps, 0 = background, 255 = ignore.
@@ -60,15 +62,15 @@ def mask_scores(predictions: Masks, truths: Masks, baselines: Mapping[str, Masks
         return average_precision(found, weights, boxes)["AP50"]
 
     def beside(measure: Any) -> dict[str, float]:
-        return {name: float(np.nanmean(measure(masks, truths))) for name, masks in baselines.items()}
+        return {name: _mean(measure(masks, truths)) for name, masks in baselines.items()}
 
     value = ap50(predictions)
-    return {
+    scores = {
         "iou": score_of(iou(predictions, truths), unit="IoU", baselines=beside(iou)),
         "accuracy": score_of(accuracy(predictions, truths), unit="share of pixels", baselines=beside(accuracy)),
         "max_f": max_f_score(predictions, truths, baselines=dict(baselines)),
         "corloc": score_of(
-            located(predictions), unit="share of pictures", baselines={n: float(np.nanmean(located(m))) for n, m in baselines.items()}
+            located(predictions), unit="share of pictures", baselines={n: _mean(located(m)) for n, m in baselines.items()}
         ),
         "s_measure": score_of(s_measure(predictions, truths), unit="S", baselines=beside(s_measure)),
         "e_measure": score_of(e_measure(predictions, truths), unit="E", baselines=beside(e_measure), note="adaptive threshold"),
@@ -78,6 +80,12 @@ def mask_scores(predictions: Masks, truths: Masks, baselines: Mapping[str, Masks
             "one box per picture against all objects; no interval",
         ),
     }  # fmt: skip
+    return {name: score for name, score in scores.items() if np.isfinite(score.value)}
+
+
+def _mean(values: np.ndarray[Any, Any]) -> float:
+    """Mean of the pictures that have a value; NaN when none has."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def segmentation_scores(method: Segments, data: EvalData, others: Mapping[str, Segments]) -> dict[str, Score]:
@@ -93,6 +101,8 @@ def segmentation_scores(method: Segments, data: EvalData, others: Mapping[str, S
     for name, other in others.items():
         baselines[name] = segment_all(other, pictures)
     scores = mask_scores(segment_all(method, pictures), truths, baselines)
+    if "corloc" not in scores:
+        data.notes.append("no picture has an object, so it could not be scored whether objects are found")
     if data.made and data.train is not None and data.train.has_masks:
         scores["leak_7x7"] = made_leak(data)
     return scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -21,15 +22,31 @@ MAX_TEST = 5_000
 
 @torch.no_grad()
 def embed_all(
-    method: Embeds, images: ImageSet, count: int | None = None, batch_size: int = 256
+    method: Embeds,
+    images: ImageSet,
+    count: int | None = None,
+    batch_size: int = 256,
+    take: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> np.ndarray[Any, Any]:
-    """(N, D) float32 embeddings of the first `count` cached pictures."""
+    """(N, D) float32 embeddings of the first `count` cached pictures, or what `take` makes of them."""
     count = len(images) if count is None else min(count, len(images))
+    take = take or method.embed
     parts = [
-        method.embed(images.batch(np.arange(i, min(i + batch_size, count))).float() / 255).float().cpu().numpy()
+        take(images.batch(np.arange(i, min(i + batch_size, count))).float() / 255).float().cpu().numpy()
         for i in range(0, count, batch_size)
     ]
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+
+def rank_score(method: Embeds, untrained: Embeds, images: ImageSet, note: str) -> Score:
+    """RankMe of a method's vectors before they were whitened, which gives any vectors full rank."""
+    ranks = [
+        embed_all(m, images, MAX_BANK, take=getattr(m, "pooled", m.embed)) for m in (method, untrained)
+    ]
+    value, beside = (rank_me(rows) for rows in ranks)
+    note = f"of {ranks[0].shape[1]} dimensions; {note}"
+    ci95 = jackknife_ci(ranks[0], rank_me)
+    return Score(value, len(ranks[0]), ci95, "higher", "dimensions", {"untrained": beside}, note)
 
 
 def representation_scores(method: Embeds, untrained: Embeds, data: EvalData) -> dict[str, Score]:
@@ -41,13 +58,8 @@ def representation_scores(method: Embeds, untrained: Embeds, data: EvalData) -> 
     test_labels = data.test.labels()
     bank_labels = data.train.labels() if data.train is not None else None
     if data.train is None or not several(bank_labels) or test_labels is None or not (test_labels != "").any():
-        embedded = embed_all(method, (data.train or data.test).images, MAX_BANK)
-        note = f"of {embedded.shape[1]} dimensions; the training pictures have fewer than two classes, so neighbours could not be scored"
-        return {
-            "rank_me": Score(
-                rank_me(embedded), len(embedded), jackknife_ci(embedded, rank_me), "higher", "dimensions", {}, note
-            )
-        }
+        why = "the training pictures have fewer than two classes, so neighbours could not be scored"
+        return {"rank_me": rank_score(method, untrained, (data.train or data.test).images, why)}
     train, bank_labels = spread(data.train.images, bank_labels, MAX_BANK)
     test, test_labels = spread(data.test.images, test_labels, MAX_TEST)
     pictures = train.images, test.images
@@ -56,9 +68,11 @@ def representation_scores(method: Embeds, untrained: Embeds, data: EvalData) -> 
         "hog": tuple(hog(x) for x in pictures),
         "untrained": (embed_all(untrained, train), embed_all(untrained, test)),
     }
-    return feature_scores(
+    scores = feature_scores(
         embed_all(method, train), bank_labels, embed_all(method, test), test_labels, baselines, data.seed
     )  # type: ignore[arg-type]
+    scores["rank_me"] = rank_score(method, untrained, train, "comparable within one method and width only")
+    return scores
 
 
 def several(labels: np.ndarray[Any, Any] | None) -> TypeGuard[np.ndarray[Any, Any]]:

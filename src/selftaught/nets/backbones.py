@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from selftaught.core.errors import ConfigError, suggest
 from selftaught.nets.resnet import ResNet
+from selftaught.nets.timm_vit import TimmViT, is_plain_vit
 from selftaught.nets.vit import ViT
 
 #: name -> (kind, sizes, one line of description)
@@ -22,6 +23,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {
     "vit-768x12": ("vit", dict(width=768, depth=12, heads=12), "ViT-B, 86 M parameters, GPU"),
     "resnet-tiny-test": ("resnet", dict(width=8, blocks=(1, 1, 1)), "for tests: learns nothing worth having"),
     "resnet10-32": ("resnet", dict(width=32, blocks=(1, 1, 1, 1)), "1.2 M parameters, CPU minutes"),
+    "resnet11-32": ("resnet", dict(width=32, blocks=(1, 2, 2), stem_stride=2), "0.7 M parameters, CPU minutes, fast"),
     "resnet18-16": ("resnet", dict(width=16), "0.7 M parameters, CPU minutes"),
     "resnet18-32": ("resnet", dict(width=32), "2.8 M parameters, CPU minutes"),
     "resnet18": ("resnet", dict(width=64), "11 M parameters, the CIFAR tables' network, GPU"),
@@ -46,7 +48,8 @@ class Backbone(nn.Module):
     std: Tensor
 
     pool = "cls"
-    """What a ViT's pooled vector is: cls (the class token) or mean (of the patch tokens)."""
+    """What the pooled vector is, of a ViT: cls (the class token) or mean (of the patch tokens); of a ResNet, whose last map is
+    pooled: mean, or power (see `power_mean`)."""
 
     def __init__(self, net: nn.Module, width: int, token_width: int, patch_px: int, image_px: int):
         super().__init__()
@@ -61,25 +64,29 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = self.normalise(images)
-        if isinstance(self.net, ViT):
+        if isinstance(self.net, (ViT, TimmViT)):
             out = self.net(x)
             return (out[:, 1:].mean(1) if self.pool == "mean" else out[:, 0]), self.as_map(out[:, 1:], images)
         if isinstance(self.net, ResNet):
             maps = self.net(x)
-            return maps[-1].mean((2, 3)), torch.cat(self.same_stride(maps), 1)
+            return self.pool_map(maps[-1]), torch.cat(self.same_stride(maps), 1)
         tokens = self.net(x)
         return tokens.mean((2, 3)), tokens
 
     def pooled(self, images: Tensor) -> Tensor:
         """Only the (B, D) pooled vectors, for trainings that need no more."""
         if isinstance(self.net, ResNet):
-            return self.net(self.normalise(images))[-1].mean((2, 3))
+            return self.pool_map(self.net(self.normalise(images))[-1])
         return self(images)[0]
+
+    def pool_map(self, x: Tensor) -> Tensor:
+        """(B, D, h, w) to (B, D)."""
+        return power_mean(x) if self.pool == "power" else x.mean((2, 3))
 
     def keys(self, images: Tensor) -> Tensor:
         """Return (B, E, h, w) patch features for segmentation."""
         x = self.normalise(images)
-        if isinstance(self.net, ViT):
+        if isinstance(self.net, (ViT, TimmViT)):
             return self.as_map(self.net(x, keys=True), images)
         if isinstance(self.net, ResNet):
             # Zero padding marks the rim of every picture, and a cut would find the rim: mirror the picture outwards, drop the margin.
@@ -105,8 +112,16 @@ class Backbone(nn.Module):
         return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], h, -1)
 
 
+def power_mean(x: Tensor, power: float = 3.0) -> Tensor:
+    """Generalised mean over places (GeM, Radenovic et al., TPAMI 2019, eq. 3): (mean x^p)^(1/p), (B, D, h, w) >= 0 to (B, D).
+
+    Large values count more than in a mean, so that a small object is not drowned by what surrounds it.
+    """
+    return x.float().clamp(min=1e-4).pow(power).mean((2, 3)).pow(1 / power)
+
+
 class TimmMaps(nn.Module):
-    """A timm model cut down to its last map (B, D, h, w): convolutional maps as they are, transformer tokens reshaped."""
+    """A timm model cut down to its last map (B, D, h, w): convolutional maps as they are, tokens of unusual transformers reshaped."""
 
     def __init__(self, model: nn.Module, patch_px: int):
         super().__init__()
@@ -140,7 +155,7 @@ def build_backbone(name: str, image_px: int, patch_px: int, stem: str = "linear"
         vit = ViT(image_px=image_px, patch_px=patch_px, stem=stem, **sizes)
         return Backbone(vit, vit.width, vit.width, patch_px, image_px)
     # Small pictures keep their resolution in the stem; large ones lose it there, where it costs most.
-    resnet = ResNet(stem_stride=1 if image_px <= 48 else 2, **sizes)
+    resnet = ResNet(**{"stem_stride": 1 if image_px <= 48 else 2, **sizes})
     if patch_px not in resnet.strides:
         raise ConfigError(f"{name} has no map of stride {patch_px}.", expected=f"patch_px one of {resnet.strides}")
     token_width = sum(w for w, stride in zip(resnet.widths, resnet.strides, strict=True) if stride >= patch_px)
@@ -148,7 +163,10 @@ def build_backbone(name: str, image_px: int, patch_px: int, stem: str = "linear"
 
 
 def build_timm(model: str, image_px: int) -> Backbone:
-    """Wrap a timm model of any family; nothing is downloaded."""
+    """Wrap a timm model of any family, MODEL or MODEL.TAG, with random weights; nothing is downloaded.
+
+    Plain vision transformers give class token and keys as our own do; see `nets/official.py` for published weights.
+    """
     from selftaught.nets.torchvision_ops import make_torchvision_importable
 
     make_torchvision_importable()
@@ -156,13 +174,21 @@ def build_timm(model: str, image_px: int) -> Backbone:
 
     if not timm.is_model(model):
         raise ConfigError(f"timm has no model {model!r}.{suggest(model, timm.list_models())}")
-    options: dict[str, Any] = dict(pretrained=False, num_classes=0)
-    try:
-        net = timm.create_model(model, img_size=image_px, **options)
-    except TypeError:  # convolutional models take any size and know no img_size
-        net = timm.create_model(model, **options)
+    name, _, tag = model.partition(".")
+    tagged = timm.list_models(f"{name}.*", pretrained=True)
+    if tag and model not in tagged:
+        raise ConfigError(f"timm has no tag {tag!r} of {name}.{suggest(model, tagged)}", expected=", ".join(tagged) or name)
+    net = create_timm(model, image_px)
+    if is_plain_vit(net):
+        patch_px = net.patch_embed.patch_size[0]
+        if image_px % patch_px:
+            near = max(round(image_px / patch_px), 1) * patch_px
+            raise ConfigError(
+                f"{model} has patches of {patch_px} px, and {image_px} px do not divide into them.", do=f"--set image_px={near}"
+            )
+        return with_pixels_of(net, Backbone(TimmViT(net), net.embed_dim, net.embed_dim, patch_px, image_px))
     with torch.no_grad():
-        out = net.eval().forward_features(torch.zeros(1, 3, image_px, image_px))  # type: ignore[operator]
+        out = net.eval().forward_features(torch.zeros(1, 3, image_px, image_px))
     net.train()
     if out.ndim == 3:
         side = int((out.shape[1] - int(getattr(net, "num_prefix_tokens", 0))) ** 0.5)
@@ -170,4 +196,26 @@ def build_timm(model: str, image_px: int) -> Backbone:
     else:
         side, width = out.shape[-1], out.shape[1]
     patch_px = image_px // side
-    return Backbone(TimmMaps(net, patch_px), width, width, patch_px, image_px)
+    return with_pixels_of(net, Backbone(TimmMaps(net, patch_px), width, width, patch_px, image_px))
+
+
+def create_timm(model: str, image_px: int) -> Any:
+    """A timm model without classifier, for as free a choice of picture sizes as its family knows."""
+    import timm
+
+    choices: list[dict[str, Any]] = [dict(img_size=image_px, dynamic_img_size=True), dict(img_size=image_px)]
+    for sizes in choices:
+        try:
+            return timm.create_model(model, pretrained=False, num_classes=0, **sizes)
+        except TypeError:  # convolutional models take any size and know no img_size
+            continue
+    return timm.create_model(model, pretrained=False, num_classes=0)
+
+
+def with_pixels_of(net: Any, backbone: Backbone) -> Backbone:
+    """Give a backbone the mean and deviation of pixels that a timm model's published weights expect."""
+    for name in ("mean", "std"):
+        values = net.pretrained_cfg.get(name)
+        if values is not None and len(values) == 3:
+            getattr(backbone, name).copy_(torch.tensor(values).view(1, 3, 1, 1))
+    return backbone

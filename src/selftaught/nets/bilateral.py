@@ -17,8 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
 
 from selftaught.core.errors import ConfigError, NumericError
 
@@ -184,6 +186,13 @@ def bilateral_solve(
         return [one(index) for index in range(len(pictures))]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(one, range(len(pictures))))
+
+
+def follow_edges(images: Tensor, masks: Tensor, **settings: Any) -> Tensor:
+    """`bilateral_solve` on tensors: (B, 3, H, W) pictures in [0, 1] and (B, H, W) masks in [0, 1] to soft masks (B, H, W)."""
+    pictures = list(images.mul(255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+    solved = bilateral_solve(pictures, list(masks.cpu().numpy().astype(np.float64)), **settings)
+    return torch.from_numpy(np.stack(solved)).to(masks)
 
 
 def _cells(picture: NDArray[Any], space: float, luma: float, chroma: float) -> NDArray[np.int64]:

@@ -161,18 +161,8 @@ def write_coco(
             mask = _own_size(found.mask, picture)
             if not mask.any():
                 continue
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": 1,
-                    "segmentation": rle_encode(mask, compressed=compressed),
-                    "area": int(mask.sum()),
-                    "bbox": list(box_of(mask)),
-                    "iscrowd": 0,
-                    "score": round(float(found.score), 6),
-                }
-            )
+            ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": 1, "iscrowd": 0}
+            annotations.append({**ids, **coco_object(mask, found.score, compressed=compressed)})
     content = {
         "info": {"description": "Objects found by selftaught without labels"},
         "licenses": [],
@@ -182,6 +172,16 @@ def write_coco(
     }
     write_bytes(Path(path), json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii"))
     return Path(path)
+
+
+def coco_object(mask: Array, score: float, *, compressed: bool = True) -> dict[str, Any]:
+    """One object as COCO has it: run lengths, area in px, box [x, y, w, h] in px, and its score."""
+    return {
+        "segmentation": rle_encode(mask, compressed=compressed),
+        "area": int(mask.sum()),
+        "bbox": list(box_of(mask)),
+        "score": round(float(score), 6),
+    }
 
 
 def write_yolo(folder: Path, pictures: Sequence[PictureObjects], *, category: str = "object") -> Path:
@@ -207,12 +207,17 @@ def write_yolo(folder: Path, pictures: Sequence[PictureObjects], *, category: st
 
 def write_mask(path: Path, soft_mask: Array, size: tuple[int, int] | None = None) -> Path:
     """Write a soft mask (h, w) in [0, 1] as 8-bit grey PNG, stretched to `size` (H, W) when given; return `path`."""
+    write_bytes(Path(path), mask_png(soft_mask, size))
+    return Path(path)
+
+
+def mask_png(soft_mask: Array, size: tuple[int, int] | None = None) -> bytes:
+    """The bytes of that PNG."""
     array = np.asarray(soft_mask)
     soft = resize_mask(array, size if size is not None else (int(array.shape[0]), int(array.shape[1])))
     buffer = io.BytesIO()
     Image.fromarray((soft * 255.0).round().astype(np.uint8)).save(buffer, "PNG")
-    write_bytes(Path(path), buffer.getvalue())
-    return Path(path)
+    return buffer.getvalue()
 
 
 def write_embeddings(path: Path, keys: Sequence[str], embedding: Array) -> Path:
@@ -235,7 +240,7 @@ def write_embeddings(path: Path, keys: Sequence[str], embedding: Array) -> Path:
 
 
 def read_embeddings(path: Path) -> tuple[list[str], npt.NDArray[np.float32]]:
-    """Read what `write_embeddings` wrote: names and features (N, D) float32."""
+    """Read what `write_embeddings` wrote, or a folder of such Parquet files: names and features (N, D) float32."""
     path = Path(path)
     if path.suffix.lower() == ".npz":
         with np.load(path, allow_pickle=False) as file:

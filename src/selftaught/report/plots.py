@@ -48,14 +48,14 @@ def read_curves(path: Path) -> dict[str, tuple[list[float], list[Any]]]:
     if not path.exists():
         return {}
     curves: dict[str, tuple[list[float], list[Any]]] = {}
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     for index, line in enumerate(lines):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             step = float(row.pop("step", index))
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if index == len(lines) - 1:
                 break
             raise RunError(f"{path}, line {index + 1}, is corrupt.", expected="a JSON object with a step") from error

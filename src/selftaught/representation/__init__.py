@@ -17,4 +17,8 @@ METHODS: dict[str, Entry] = {
         "selftaught.representation.mae:MAE",
         "reconstruction: most patches are hidden and painted back; can also inpaint",
     ),
+    "pretrained": Entry(
+        "selftaught.representation.pretrained:Pretrained",
+        "nothing is learned: published weights (DINO, DINOv2, MAE) as frozen features",
+    ),
 }

@@ -139,15 +139,11 @@ class MAE(EncoderMethod):
             raise ValueError(
                 "mae needs a ViT backbone with the linear stem: a convolution would look into hidden patches"
             )
+        if c.batch_size // c.accumulate < 2:
+            raise ValueError("mae needs at least two pictures in each part of a batch: it keeps statistics over them")
         grid = c.image_px // c.patch_px
         self.decoder = Decoder(self.backbone.width, c.decoder_width, c.decoder_depth, c.decoder_heads, c.patch_px, grid)
         self.view = plain_view(c.image_px, scale=(c.crop_min, 1.0))
-        self.standardise = nn.BatchNorm1d(self.backbone.width, affine=False, momentum=0.01)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] to (B, D): the mean patch token, standardised by statistics of the training, as the paper does in
-        front of its linear probe (a batch norm without scale and shift); cosines of raw tokens only see their common mean."""
-        return self.standardise(super().embed(images))
 
     @property
     def vit(self) -> ViT:
@@ -165,8 +161,6 @@ class MAE(EncoderMethod):
         """Encode the patches `keep` (B, K) of (B, 3, S, S) pictures and paint all N patches: (B, N, 3 p^2 + 2)."""
         B, N = len(images), (self.image_px // self.patch_px) ** 2
         encoded = self.vit(self.backbone.normalise(images), keep=keep)
-        if self.training:
-            self.standardise(encoded[:, 1:].detach().float().mean(1))
         place = keep[..., None].expand(-1, -1, encoded.shape[2])
         tokens = encoded.new_zeros(B, N, encoded.shape[2]).scatter(1, place, encoded[:, 1:])
         seen = torch.zeros(B, N, device=images.device).scatter(1, keep, 1.0)

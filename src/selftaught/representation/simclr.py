@@ -10,6 +10,7 @@ Cost: two or three encoder passes a picture; `small` takes about ten minutes on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -90,7 +91,8 @@ class SimCLR(EncoderMethod):
             image_px=32, backbone="resnet-tiny-test", patch_px=4, batch_size=32, steps=20, head_width=32, head_out=16
         ),
         "small": SimCLRConfig(
-            image_px=96, view_px=48, backbone="resnet18-32", patch_px=8, batch_size=128, steps=800, lr=3e-3, weight_decay=0.01
+            image_px=96, view_px=48, backbone="resnet10-32", patch_px=8, pool="power", batch_size=128, steps=1000, lr=3e-3,
+            weight_decay=0.01, crop_min=0.5, temperature=0.1,
         ),
         "paper": SimCLRConfig(
             image_px=224, backbone="timm:resnet50", patch_px=32, batch_size=4096, accumulate=16, steps=31_250, lr=1e-3,
@@ -98,7 +100,7 @@ class SimCLR(EncoderMethod):
         ),
     }  # fmt: skip
     small_px32 = SimCLRConfig(
-        image_px=32, backbone="resnet18-16", patch_px=4, batch_size=256, steps=330, lr=3e-3, weight_decay=0.01, rotation=1.0
+        image_px=32, backbone="resnet11-32", patch_px=4, batch_size=128, steps=3000, lr=2e-3, weight_decay=0.01
     )
     config: SimCLRConfig
 
@@ -109,6 +111,7 @@ class SimCLR(EncoderMethod):
         self.head = projector((self.backbone.width, config.head_width, config.head_out))
         self.turn_head = projector((self.backbone.width, config.head_width, 4)) if config.rotation > 0 else None
         c = config
+        self.loss_uniform = math.log(2 * (c.batch_size // c.accumulate) - 1) + c.rotation * math.log(4)
         px = c.view_px or c.image_px
         self.view = simclr_view(px, strength=c.strength, scale=(c.crop_min, 1.0))
         self.turned_view = replace(self.view, scale=(max(c.crop_min, 0.4), 1.0))

@@ -19,7 +19,7 @@ from selftaught.core.errors import ConfigError, NumericError
 from selftaught.measure.mask_scores import segmentation_scores
 from selftaught.measure.score import Score
 from selftaught.method import EvalData, Method, Picture, TrainConfig
-from selftaught.nets.bilateral import bilateral_solve, refine
+from selftaught.nets.bilateral import follow_edges, refine
 from selftaught.nets.components import largest_component, patch_boxes_px
 
 _GRAPH_BYTES = 256 * 2**20
@@ -172,17 +172,16 @@ class CutMethod(Method):
 
     def _refined(self, images: Tensor, masks: Tensor) -> Tensor:
         c = self.config
-        pictures = list(images.mul(255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
-        targets = list(masks.cpu().numpy().astype(np.float64))
-        solved = bilateral_solve(
-            pictures,
-            targets,
+        solved = follow_edges(
+            images,
+            masks,
             sigma_space_px=c.sigma_space_px,
             sigma_luma=c.sigma_luma,
             sigma_chroma=c.sigma_chroma,
             threads=c.threads,
         )
-        kept = [refine(soft, mask, c.min_iou)[0] for soft, mask in zip(solved, targets, strict=True)]
+        pairs = zip(solved.cpu().numpy().astype(np.float64), masks.cpu().numpy().astype(np.float64), strict=True)
+        kept = [refine(soft, mask, c.min_iou)[0] for soft, mask in pairs]
         return torch.from_numpy(np.stack(kept)).to(masks)
 
 

@@ -1,9 +1,12 @@
-"""SelfMask: vote for the best of many noisy cuts of each picture, then train one small network on the winners.
+"""SelfMask: a noisy pseudo-mask of each picture from its features, then one small network trained on all of them.
 
 Paper: Shin, Albanie, Xie, "Unsupervised Salient Object Detection with Spectral Cluster Voting", CVPRW 2022.
-Stage 1: k-way spectral clusters for k = 2, 3, 4 on several feature maps (plus TokenCut's mask here) are candidates; those that span the
-whole height or width are dropped; the one that overlaps most with the others wins. Stage 2: queries attend to the tokens of an
-encoder, each gives a mask and a score; all learn the pseudo-mask (Dice), the scores learn to rank (eq. 5).
+Stage 1 (`teacher=vote`): k-way spectral clusters for k = 2, 3, 4 on several feature maps (plus TokenCut's mask here) are
+candidates; those that span the whole height or width are dropped; the one that overlaps most with the others wins. Stage 2:
+queries attend to the tokens of an encoder, each gives a mask and a score; all learn the pseudo-mask (Dice), the scores learn to
+rank (eq. 5).
+Size `small` takes another teacher (`teacher=border`): what stands out from the picture's rim in learned features and in
+colour (`border.py`); small backbones trained for minutes make graphs that are too noisy to cut.
 Differs: one self-trained backbone read at two depths instead of three pretrained ones; shallow convolutions on the pixels sharpen the
 mask; in the later part of the training the moving average of the network itself corrects the pseudo-masks (as FOUND, CVPR 2023, does
 with its own binarised masks). The official ranking loss reads as if it had the sign reversed; here a better mask means a higher score.
@@ -16,7 +19,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,20 +27,27 @@ from torch import Tensor, nn
 
 from selftaught.core import draws
 from selftaught.core.errors import ConfigError
-from selftaught.core.launch import divisor
+from selftaught.core.launch import divisor, gather, mean_rows, rows_before
 from selftaught.data.augment import color_jitter, crop_resize, hflip, random_resized_crop_params
 from selftaught.measure.mask_scores import segmentation_scores
 from selftaught.measure.score import Score
-from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, TrainConfig
+from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, Segments, TrainConfig
+from selftaught.nets.bilateral import follow_edges
+from selftaught.segmentation.border import border_contrast
 from selftaught.segmentation.cut import overlay
 from selftaught.segmentation.tokencut import TokenCut, tokencut_masks
 from selftaught.segmentation.voting import centred, pseudo_mask_file, spectral_candidates, vote
+
+SETTLE_PICTURES = 1024
+"""Training pictures on which the value that cuts the masks is found."""
 
 
 @dataclass(frozen=True)
 class SelfMaskConfig(TrainConfig):
     """Settings of SelfMask."""
 
+    teacher: Literal["vote", "border"] = "vote"
+    """Where pseudo-masks come from: the vote over spectral clusters and TokenCut, or contrast to the picture's rim."""
     taus: tuple[float, ...] = (0.0, 0.2)
     """TokenCut's thresholds on the cosine between centred patches, for its candidate masks."""
     queries: int = 8
@@ -58,6 +68,8 @@ class SelfMaskConfig(TrainConfig):
     """Largest weight of that correction against the pseudo-mask."""
     ema: float = 0.99
     """Momentum of the average."""
+    refine: Literal["none", "bilateral"] = "none"
+    """What the answers go through: nothing, or the bilateral solver, which follows the colours of the picture (10 ms a picture)."""
 
 
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
@@ -79,6 +91,15 @@ def otsu(soft: Tensor, bins: int = 32) -> Tensor:
     outside = (values * (1 - above)).mean(2) / (1 - share).clamp(min=1e-6)
     between = share * (1 - share) * (inside - outside).square()
     return levels[0, between.argmax(1), 0].view(-1, 1, 1, 1)
+
+
+def largest(soft: Tensor, share: float) -> Tensor:
+    """1 where a value is among the `share` largest of the whole batch (of all processes), 0 elsewhere: (B, 1, h, w) to the same."""
+    every, start = gather(soft), rows_before(len(soft))
+    count = round(share * every.numel())
+    out = torch.zeros_like(every).flatten()
+    out[every.flatten().topk(count).indices] = 1.0
+    return out.view_as(every)[start : start + len(soft)]
 
 
 def ranking_loss(scores: Tensor, dice: Tensor) -> Tensor:
@@ -142,14 +163,8 @@ class MaskNet(nn.Module):
         self.queries = nn.Parameter(torch.randn(queries, width))
         self.layers = nn.ModuleList([QueryLayer(width) for _ in range(depth)])
         self.mask_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-        self.bias = nn.Parameter(torch.tensor([-1.0]))
+        self.bias = nn.Parameter(torch.tensor(-1.0))
         self.score_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # In runs written before it could be sharded, the bias is a tensor without dimensions.
-        if f"{prefix}bias" in state_dict:
-            state_dict[f"{prefix}bias"] = state_dict[f"{prefix}bias"].view(1)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         if self.frozen:  # batch statistics must not move either, and no gradient is computed for it
@@ -173,13 +188,52 @@ class MaskNet(nn.Module):
         return masks, scores
 
 
+def moved(soft: Tensor, part: Tensor) -> Tensor:
+    """Move the value `part` of soft masks in [0, 1] to 0.5: sigmoid(logit(soft) - logit(part))."""
+    return (soft.logit(1e-6) - part.logit(1e-6)).sigmoid()
+
+
 def resize(x: Tensor, size: Any) -> Tensor:
     """Bilinear resize of (B, C, h, w)."""
     return nn.functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def cut_along_edges(images: Tensor, masks: Tensor) -> Tensor:
+    """Let the bilateral solver move masks (B, H, W) to the edges of the pictures (B, 3, H, W), then cut them in two; 0 and 1."""
+    sigma_px = max(images.shape[-1] / 12, 2.0)
+    soft = follow_edges(images, masks, sigma_space_px=sigma_px, sigma_luma=8.0, sigma_chroma=8.0)[:, None].clamp(0, 1)
+    return (soft > otsu(soft)).to(masks.dtype)[:, 0]
+
+
+@torch.no_grad()
+def teach(config: SelfMaskConfig, features: Any, images: Tensor) -> Tensor:
+    """Pseudo-masks (B, h, w) of 0 and 1 from the learned features of (B, 3, S, S) pictures in [0, 1]."""
+    keys = features.features(images)
+    if config.teacher == "border":
+        half = nn.functional.interpolate(images, scale_factor=0.5, mode="area")
+        soft = border_contrast(keys, half)[:, None]
+        return cut_along_edges(half, (soft > otsu(soft)).float()[:, 0])
+    found = [spectral_candidates(keys)]
+    for tau in config.taus:
+        found.append(tokencut_masks(centred(keys), tau).masks[:, None].float())
+    return vote(torch.cat(found, 1))[0]
+
+
+class Teacher:
+    """The pseudo-masks as answers, for comparison."""
+
+    def __init__(self, config: SelfMaskConfig, features: Any):
+        self.config, self.features = config, features
+
+    def segment(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to (B, H, W) of 0 and 1."""
+        side = (self.features.image_px,) * 2
+        square = nn.functional.interpolate(images, side, mode="bilinear", antialias=True).clamp(0, 1)
+        return nn.functional.interpolate(teach(self.config, self.features, square)[:, None], images.shape[-2:])[:, 0]
+
+
 class SelfMask(Method):
-    """Pseudo-masks by vote, then a query network that learns them; capability `segment`."""
+    """Pseudo-masks, then a query network that learns them; capability `segment`."""
 
     name = "selfmask"
     Config = SelfMaskConfig
@@ -188,7 +242,8 @@ class SelfMask(Method):
     sizes = {
         "tiny": SelfMaskConfig(image_px=32, batch_size=16, steps=20, decoder_width=16, decoder_depth=1, queries=3),
         "small": SelfMaskConfig(
-            image_px=96, batch_size=64, steps=600, lr=2e-3, weight_decay=0.01, clip_norm=1.0, encoder_lr_frac=0.0
+            image_px=96, batch_size=64, steps=600, lr=2e-3, weight_decay=0.01, clip_norm=1.0, encoder_lr_frac=0.0,
+            teacher="border", queries=4, decoder_width=32, refine="bilateral",
         ),
         "paper": SelfMaskConfig(
             image_px=224, batch_size=8, steps=15_800, lr=6e-6, weight_decay=0.01, queries=20, decoder_width=384,
@@ -196,9 +251,12 @@ class SelfMask(Method):
         ),
     }  # fmt: skip
     small_px32 = SelfMaskConfig(
-        image_px=32, batch_size=64, steps=600, lr=2e-3, weight_decay=0.01, clip_norm=1.0, encoder_lr_frac=0.0
+        image_px=32, batch_size=64, steps=600, lr=2e-3, weight_decay=0.01, clip_norm=1.0, encoder_lr_frac=0.0, teacher="border", queries=4,
+        decoder_width=32, refine="bilateral",
     )
     config: SelfMaskConfig
+    part: Tensor
+    """The value in (0, 1) of the network's answer that is 0.5 in a mask."""
 
     def __init__(self, config: SelfMaskConfig, needs: Mapping[str, Any] | None = None):
         super().__init__(config, needs)
@@ -215,6 +273,7 @@ class SelfMask(Method):
             encoder, config.decoder_width, config.queries, config.decoder_depth, config.encoder_lr_frac == 0
         )
         self.average = EMA(self.net)
+        self.register_buffer("part", torch.tensor(0.5))
         self.image_px = config.image_px
         self.pseudo: np.ndarray[Any, Any] | None = None
 
@@ -224,13 +283,8 @@ class SelfMask(Method):
 
     @torch.no_grad()
     def pseudo_masks(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] to the voted (B, h, w) pseudo-masks of 0 and 1 on the patch grid."""
-        features = self.given["features"]
-        keys = features.features(images)
-        found = [spectral_candidates(keys)]
-        for tau in self.config.taus:
-            found.append(tokencut_masks(centred(keys), tau).masks[:, None].float())
-        return vote(torch.cat(found, 1))[0]
+        """(B, 3, S, S) in [0, 1] to (B, h, w) pseudo-masks of 0 and 1: on the patch grid (vote), or at half size (border)."""
+        return teach(self.config, self.given["features"], images)
 
     def players(self) -> dict[str, Player]:
         return {"network": self.main_player(self.net, lr_scales={"encoder.": self.config.encoder_lr_frac})}
@@ -260,7 +314,9 @@ class SelfMask(Method):
         weight = c.correct_weight * min(max((progress.frac - c.correct_from) / 0.2, 0.0), 1.0)
         if weight > 0:
             own = self.answer(self.average.module, batch["pictures"])[:, None]
-            target = (1 - weight) * target + weight * (own > otsu(own)).float()
+            # Cut where the values part, but never to more than the pseudo-masks cover: masks would grow from step to step.
+            corrected = largest(own, float(mean_rows((target > 0.5).float().mean(), len(target)))) * (own > otsu(own))
+            target = (1 - weight) * target + weight * corrected
         target = crop_resize(target.expand(-1, 3, -1, -1), batch["boxes"], c.image_px // 2)
         target = hflip(target, batch["flips"])[:, :1]
         masks, scores = self.net(batch["images"])
@@ -280,6 +336,19 @@ class SelfMask(Method):
         self.average.update(self.net, min(self.config.ema, (1 + progress.step) / (10 + progress.step)))
 
     @torch.no_grad()
+    def settle(self, images: Any) -> None:
+        """Move 0.5 to where the masks of training pictures cover as much as the pseudo-masks do: noisy targets make soft masks large."""
+        if self.pseudo is None:
+            raise RuntimeError("begin() makes the pseudo-masks before training")
+        chosen = np.unique(np.linspace(0, len(images) - 1, min(SETTLE_PICTURES, len(images))).astype(int))
+        soft = []
+        for rows in np.array_split(chosen, -(-len(chosen) // 64)):
+            found = self.answer(self.average.module, images.batch(rows).float() / 255)
+            soft.append(found[:, ::2, ::2].flatten().numpy())
+        covered = float((self.pseudo[chosen] > 127).mean())
+        self.part.fill_(float(np.clip(np.quantile(np.concatenate(soft), 1 - covered), 0.02, 0.98)))
+
+    @torch.no_grad()
     def answer(self, net: nn.Module, images: Tensor) -> Tensor:
         """The best-ranked query's mask (B, S, S) in [0, 1] of (B, 3, S, S) pictures, in evaluation mode."""
         was_training = net.training
@@ -294,24 +363,40 @@ class SelfMask(Method):
     def segment(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to soft masks (B, H, W): at the network's square, then resized to the picture."""
         size = images.shape[-2:]
-        if tuple(size) != (self.image_px, self.image_px):
-            images = nn.functional.interpolate(images, (self.image_px, self.image_px), mode="bilinear", antialias=True)
-        mask = self.answer(self.average.module, images.clamp(0, 1))[:, None]
-        # Where the picture's own values part becomes 0.5, if that is higher: what noisy teachers agree on is too large at 0.5.
-        part = otsu(mask).clamp(min=0.5)
-        mask = (mask.logit(1e-6) - part.logit()).sigmoid()[:, 0]
+        square = self.squares(images)
+        mask = self.answer(self.average.module, square)
+        if self.config.refine == "bilateral":
+            sigma_px = self.image_px / 12
+            soft = follow_edges(square, mask, sigma_space_px=sigma_px, sigma_luma=8.0, sigma_chroma=8.0).clamp(0, 1)
+            # The solver blurs as well: where its values part becomes 0.5.
+            mask = moved(soft, otsu(soft[:, None], 64)[:, 0])
+        else:
+            mask = moved(mask, self.part)
         return resize(mask[:, None], size)[:, 0] if tuple(size) != mask.shape[-2:] else mask
 
+    @torch.no_grad()
+    def segment_network(self, images: Tensor) -> Tensor:
+        """What an exported network computes: (B, 3, S, S) in [0, 1] to soft masks (B, S, S), without the solver."""
+        return moved(self.answer(self.average.module, self.squares(images)), self.part)
+
+    def squares(self, images: Tensor) -> Tensor:
+        """Pictures resized to the square that the network was trained on."""
+        side = (self.image_px, self.image_px)
+        if tuple(images.shape[-2:]) != side:
+            images = nn.functional.interpolate(images, side, mode="bilinear", antialias=True)
+        return images.clamp(0, 1)
+
     def evaluate(self, data: EvalData) -> dict[str, Score]:
-        """Mask scores; baselines: no learning, TokenCut on the untrained and on the learned features, the pseudo-masks' vote."""
-        features = self.given["features"]
-        others = {
-            "untrained_cut": TokenCut(TokenCut.sizes["small"], {"features": features.untrained(data.seed)}),
+        """Mask scores; baselines: no learning, and on the untrained features TokenCut and the same pseudo-masks as here."""
+        untrained = self.given["features"].untrained(data.seed)
+        others: dict[str, Segments] = {
+            "untrained_cut": TokenCut(TokenCut.sizes["small"], {"features": untrained}),
+            "untrained_teacher": Teacher(self.config, untrained),
         }
         return segmentation_scores(self, data, others)
 
     def show(self, images: Tensor) -> dict[str, Picture]:
-        """Rows: picture, voted pseudo-mask, the network's mask."""
+        """Rows: picture, pseudo-mask, the network's mask."""
         images = images[:12]
         pseudo = nn.functional.interpolate(self.pseudo_masks(images)[:, None], images.shape[-2:])[:, 0]
         rows = [images]

@@ -1,0 +1,55 @@
+"""Which folders a training may take: a new one, an empty one, or one that holds the same run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selftaught.core import checkpoint
+from selftaught.core.config import from_json, read_json, to_json
+from selftaught.core.errors import RunError
+from selftaught.registry import load_class
+
+BEFORE_START = {"needs", "lock.json", "log.txt", "plan.json"}
+"""What a run folder may hold before its first start: a start that was refused, or a plan that was measured, leaves it there."""
+
+
+def refuse_folder(out: Path, new: Mapping[str, Any]) -> None:
+    """Raise RunError when `out` holds another run than `new` (the content of config.json) or no run, or cannot be written."""
+    # os.path.exists, because Path.exists raises for names that are too long; making the folder then says so.
+    if os.path.exists(out / "config.json"):
+        refuse_other(out, read_json(out / "config.json"), new)
+    elif os.path.exists(out) and not (out.is_dir() and all(before_start(name) for name in os.listdir(out))):
+        raise RunError(
+            f"{out} exists and is no run folder.", expected="a new or empty folder", do="Choose another --out."
+        )
+    there = next((p for p in (out, *Path(os.path.realpath(out)).parents) if os.path.exists(p)), out)
+    if not os.access(there, os.W_OK):
+        raise RunError(f"The run folder {out} cannot be written.", why=f"{there} is read-only", do="Choose another --out.")
+
+
+def before_start(name: str) -> bool:
+    """Whether a run folder may hold a file of that name before its first start."""
+    return name in BEFORE_START or checkpoint.is_temporary(name)
+
+
+def refuse_other(out: Path, saved: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise RunError when a folder holds a run with other settings than asked for."""
+    if saved.get("method") == new["method"]:  # a run of an earlier version lacks the settings that came later
+        config_class = load_class(new["method"]).Config
+        saved = {**saved, "config": to_json(from_json(config_class, saved.get("config", {})))}
+    for key in ("method", "data", "seed", "config", "needs"):
+        if saved.get(key) != new[key]:
+            old_text, new_text = difference(saved.get(key), new[key])
+            raise RunError(f"{out} holds another run: its {key} is {old_text}, asked for is {new_text}.",
+                           do="Choose another --out, or continue that run with `selftaught resume`.")  # fmt: skip
+
+
+def difference(old: Any, new: Any) -> tuple[str, str]:
+    """The part in which two JSON values differ, as text."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+        return ", ".join(f"{k}={old.get(k)}" for k in keys), ", ".join(f"{k}={new.get(k)}" for k in keys)
+    return repr(old), repr(new)
