@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,3 +49,29 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def start_ranks() -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
+    """A function (arguments of python, number of processes, **environment) that starts processes as torchrun would, without its own one."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(arguments: list[str], world: int = 2, **environment: str) -> list[subprocess.Popen[str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                  "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **environment}  # fmt: skip
+        found = [
+            subprocess.Popen([sys.executable, *arguments], env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for rank in range(world)
+        ]  # fmt: skip
+        started.extend(found)
+        return found
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

@@ -94,6 +94,6 @@ def test_the_rank_where_it_arose_keeps_the_capture(run: Path) -> None:
     assert captures == ["rank-1/step-000001", "rank-1/step-000003", "step-000003", "step-000005"]
     tensors, info = capture.read(run / "captures" / "rank-1" / "step-000001")
     assert (info["rank"], info["world"], info["offender"], info["loss"]) == (1, 2, "loss", "nan")
-    assert tensors["batch"]["indices"].shape == (8,)
+    assert tensors["batch"]["indices"].shape == (8,), "the batch of all processes"
     _, info = capture.read(run / "captures" / "step-000005")
     assert info["offender"].startswith("buffer ")

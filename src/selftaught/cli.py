@@ -12,15 +12,12 @@ import typing
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from selftaught.core.errors import EXIT_SIGINT, EXIT_USAGE, ConfigError, DataError, RunError, SelftaughtError, suggest
-
-if TYPE_CHECKING:
-    from selftaught.measure.score import Score
 
 Data = Positional[Annotated[str, arg(metavar="DATA")]]
 Run = Positional[Annotated[str, arg(metavar="RUN")]]
@@ -75,6 +72,7 @@ def train(
     set_fields: UseAppendAction[Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE")]] = (),
     need: Need = (),
     device: Literal["cpu", "auto"] = "cpu",
+    sharding: Literal["ddp", "fsdp"] = "ddp",
     quiet: Switch = False,
 ) -> None:
     """Train one method; what it needs is trained first, or given with --need.
@@ -90,6 +88,7 @@ def train(
         set_fields: Change a field of the method's config; `selftaught methods METHOD` lists them.
         need: Use an already learned run for a need, e.g. features=runs/dino.
         device: cpu, or auto for the fastest one that is there.
+        sharding: Under torchrun: ddp keeps the whole model in every process, fsdp a part of it.
         quiet: No progress lines.
     """
     _check_method(method)
@@ -99,24 +98,26 @@ def train(
     if backbone:
         set_fields = (f"backbone={backbone}", *set_fields)
     done = job(
-        method, data, out, size=size, steps=steps, seed=seed, set=set_fields, need=need, device=device, quiet=quiet
-    )
-    print(f"learned: {done}\nnext: selftaught evaluate {done}")
+        method, data, out, size=size, steps=steps, seed=seed, set=set_fields, need=need, device=device, quiet=quiet,
+        sharding=sharding,
+    )  # fmt: skip
+    _print_once(f"learned: {done}\nnext: selftaught evaluate {done}")
 
 
-def resume(run: Run, *, steps: Limit = None) -> None:
+def resume(run: Run, *, steps: Limit = None, sharding: Literal["ddp", "fsdp"] | None = None) -> None:
     """Go on with a run that was stopped, bit for bit as if it had not been.
 
     Args:
         run: Folder of the run.
         steps: New total number of steps.
+        sharding: Another one than before; the number of processes may be another as well.
     """
     _check_run(run)
     if not (Path(run) / "config.json").is_file():
         raise RunError(f"'{run}' is a run of `selftaught learn`.", do="Give that command again: it goes on.")
     from selftaught.train import resume as job
 
-    print(f"learned: {job(run, steps=steps)}")
+    _print_once(f"learned: {job(run, steps=steps, sharding=sharding)}")
 
 
 def replay(capture: Positional[Annotated[str, arg(metavar="CAPTURE")]]) -> None:
@@ -151,8 +152,9 @@ def evaluate(
     if data is not None:
         _check_data(data)
     from selftaught.evaluate import evaluate as job
+    from selftaught.measure.score import print_scores
 
-    _print_scores(job(run, data, json=json, limit=limit))
+    print_scores(job(run, data, json=json, limit=limit))
 
 
 def embed(run: Run, data: Data, *, out: str, engine: Engine = "local", workers: Limit = None) -> None:
@@ -313,6 +315,10 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 
 
+MANY = ("train", "resume", "methods", "doctor")
+"""Verbs that torchrun may start."""
+
+
 def flags(verb: str) -> dict[str, str]:
     """The flags and positional arguments of a verb, each with its default ("required" when it has none)."""
     hints = typing.get_type_hints(VERBS[verb], include_extras=True)
@@ -380,6 +386,12 @@ def _run(args: list[str]) -> None:
     )
 
 
+def _print_once(text: str) -> None:
+    """Print, in the first of torchrun's processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
+
+
 def _check_words(args: list[str]) -> None:
     """Raise ConfigError with a suggestion for a verb or a flag that does not exist."""
     if not args or args[0].startswith("-"):
@@ -390,6 +402,12 @@ def _check_words(args: list[str]) -> None:
             f"There is no verb '{verb}'.{suggest(verb, VERBS)}",
             expected="one of " + ", ".join(VERBS),
             do="`selftaught --help` lists them with one line each.",
+        )
+    if os.environ.get("WORLD_SIZE", "1") != "1" and verb not in MANY:
+        raise ConfigError(
+            f"`selftaught {verb}` runs in one process, and torchrun started {os.environ['WORLD_SIZE']}.",
+            expected="train or resume, under torchrun",
+            do="Train with torchrun; then give the run to `learn --need features=RUN`, `evaluate` and the others without it.",
         )
     known = [name for name in flags(verb) if name.startswith("--")] + ["--help"]
     for word in args[1:]:
@@ -450,24 +468,6 @@ def _near(path: Path) -> str:
         return ""
     hint = suggest(path.name, names)
     return hint.replace("'", f"'{path.parent}{os.sep}", 1) if hint and str(path.parent) != "." else hint
-
-
-def _print_scores(scores: dict[str, Score]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    if not scores:
-        print("nothing to score: the data holds neither labels nor masks")
-        return
-    table = Table("score", "value", "95 %", "n", "better", "baselines", box=None, pad_edge=False)
-    for name, score in scores.items():
-        low, high = score.ci95
-        baselines = ", ".join(f"{key} {value:.3f}" for key, value in score.baselines.items())
-        table.add_row(
-            name, f"{score.value:.3f}", f"{low:.3f} to {high:.3f}", str(score.n), score.better, baselines or "-"
-        )
-    # Without a terminal rich assumes 80 columns and would fold every line of the table.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _print_fields(name: str, method: Any) -> None:

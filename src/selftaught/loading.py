@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selftaught.core import checkpoint
+from selftaught.core import checkpoint, shard
 from selftaught.core.config import from_json, read_json
 from selftaught.core.errors import ConfigError, DataError, RunError
 from selftaught.core.tune import fast_memory
@@ -35,6 +35,7 @@ class SavedRun:
     config: dict[str, Any]
     needs: dict[str, str]
     device: str = "cpu"
+    sharding: str = "ddp"
     schema: int = 1
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -121,7 +122,7 @@ def fill(method: Method, tensors: Mapping[str, Tensor], folder: Path) -> None:
             f"The weights in {folder} are not finite.", why=", ".join(bad[:5]), do="Use another checkpoint of the run."
         )
     try:
-        method.load_state_dict(tensors)
+        method.load_state_dict(shard.cut_state(tensors, method))
     except RuntimeError as error:
         raise RunError(f"The weights in {folder} do not fit its config.", why=str(error)) from error
 

@@ -75,7 +75,7 @@ def replay(path: str | os.PathLike[str]) -> Replay:
     other = [f"{name} {theirs.get(name)} then, {version} now" for name, version in ours.items() if theirs.get(name) != version]
     why = ", ".join(other)
     if info["world"] > 1:
-        why = why or "several processes took part, and the number may have come from another one"
+        why = why or "several processes took part, whose sums were rounded otherwise"
     raise RunError(f"{path} does not go wrong again: all numbers are finite.", why=why,
                    do="Replay the captures of the other ranks." if info["world"] > 1 else "")  # fmt: skip
 
@@ -115,7 +115,8 @@ class _Again(Loop):
         config = from_json(load_class(saved["method"]).Config, saved["config"])
         device = saved["device"] if torch.cuda.is_available() else "cpu"
         job = Job(saved["method"], saved["data"], capture.run_of(path), saved["size"], saved["seed"], config, saved["needs"], device)
-        super().__init__(job, _Pictures(tensors["batch"], info), _Silent(), info["rank"], info["world"])  # type: ignore[arg-type]
+        # A capture holds the batch of all processes: one computes what they did together.
+        super().__init__(job, _Pictures(tensors["batch"], info), _Silent(), 0, 1)  # type: ignore[arg-type]
         self.found: NotFinite | None = None
         self.method.begin(self.images, job.out, self.recorder.say)
         self.plan = Plan(**info["plan"])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from selftaught.core.errors import ConfigError, RunError, suggest
+from selftaught.core.shard import SHARDINGS
 from selftaught.data.sources import BadFile, open_data
 from selftaught.method import Player, TrainConfig
 from selftaught.registry import load_class
@@ -63,6 +64,13 @@ def relative_to_run(path: Path, run: Path) -> str:
     # Not Path.resolve, which raises for links that lead round.
     path, run = Path(os.path.realpath(path)), Path(os.path.realpath(run))
     return os.path.relpath(path, run) if path.is_relative_to(run.parent) else str(path)
+
+
+def choose_sharding(sharding: str) -> str:
+    """The name, when it is one."""
+    if sharding not in SHARDINGS:
+        raise ConfigError(f"There is no sharding {sharding!r}.{suggest(sharding, SHARDINGS)}", expected="ddp or fsdp")
+    return sharding
 
 
 def choose_device(device: str) -> str:

@@ -1,7 +1,7 @@
 """THE training loop: every method of every room goes through it.
 
     for step in range(done, total):
-        seed torch, numpy and python from (seed, rank, step)        # randomness is a function, not a state
+        seed torch, numpy and python from (seed, step)              # randomness is a function, not a state
         for player in players:
             batch = method.prepare(pictures number epoch_order(seed)[step])
             loss, parts = method.loss(batch, player)
@@ -10,11 +10,13 @@
         a number was not finite: nothing of the step stays; capture, skip or stop
         metrics.jsonl, progress, checkpoint now and then, stop politely on a signal
 
-A run that was stopped, killed or crashed continues as if nothing had happened, bit for bit, on the same machine.
+A run that was stopped, killed or crashed continues as if nothing had happened, bit for bit, on the same machine. With several processes
+(torchrun) each takes its part of every batch; what is drawn and what is learned do not depend on their number, up to rounding.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
@@ -28,7 +30,7 @@ import torch
 from torch import Tensor
 
 from selftaught import __version__
-from selftaught.core import capture, checkpoint, launch
+from selftaught.core import capture, checkpoint, draws, launch, shard
 from selftaught.core.config import digest, from_json, override, read_json, to_json, write_json
 from selftaught.core.errors import ConfigError, NumericError, RunError, SelftaughtError
 from selftaught.core.guards import Collapse, NotFinite, RunLock, SignalFlag, check_step, finite, not_finite
@@ -40,9 +42,10 @@ from selftaught.data.cache import ImageSet, build_cache
 from selftaught.data.sources import open_data
 from selftaught.loading import BUILD_ERRORS, fill, load_method, open_needs, read_run
 from selftaught.method import Method, Player, Progress
+from selftaught.nets.batchnorm import join_batch_norms
 from selftaught.registry import load_class
 from selftaught.run_folder import refuse_folder
-from selftaught.settings import base_config, check_numbers, choose_device, parse_needs, relative_to_run
+from selftaught.settings import base_config, check_numbers, choose_device, choose_sharding, parse_needs, relative_to_run
 
 SCHEMA = 1
 SAVE_EVERY_S = 60.0
@@ -68,6 +71,7 @@ class Job:
     config: Any
     needs: dict[str, str]
     device: str = "cpu"
+    sharding: str = "ddp"
 
     def to_json(self) -> dict[str, Any]:
         """The content of config.json."""
@@ -75,6 +79,7 @@ class Job:
         return {
             "schema": SCHEMA, "method": self.method, "size": self.size, "seed": self.seed, "data": data,
             "config": to_json(self.config), "needs": self.needs, "device": self.device,
+            "sharding": self.sharding,
             "versions": {"selftaught": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }  # fmt: skip
 
@@ -89,6 +94,7 @@ def describe_data(data: Any) -> str:
     return data if isinstance(data, str) else f"<{type(data).__name__} given from Python>"
 
 
+@launch.together()
 def train(
     method: str,
     data: Any,
@@ -100,6 +106,7 @@ def train(
     need: Sequence[str] = (),
     device: str = "cpu",
     quiet: bool = False,
+    sharding: str = "ddp",
 ) -> Path:
     """Train a method on unlabelled pictures; a run that exists and is the same is continued.
 
@@ -112,6 +119,7 @@ def train(
         set: "field=value" changes of the method's config.
         need: "NAME=RUN": what a method needs, already learned; trained on demand otherwise.
         device: cpu, cuda or auto.
+        sharding: ddp (every process holds the whole model) or fsdp (each holds a part); matters with several processes only.
 
     Returns:
         The run folder. Raises SelftaughtError for anything that the user can mend; Stopped after a polite stop.
@@ -123,13 +131,20 @@ def train(
     out = Path(out)
     given = parse_needs(need, cls.needs)
     needs = {name: relative_to_run(given[name], out) if name in given else f"needs/{name}" for name in cls.needs}
-    job = Job(method, data, out, size, seed, config, needs, choose_device(device))
-    refuse_folder(out, job.to_json())
+    job = Job(method, data, out, size, seed, config, needs, choose_device(device), choose_sharding(sharding))
+    if launch.place()[0] == 0:
+        refuse_folder(out, job.to_json())
     return run_job(job, quiet)
 
 
-def resume(run: str | os.PathLike[str], steps: int | None = None, quiet: bool = False) -> Path:
-    """Continue a run from its folder alone; `steps` may lengthen a run that is not finished or train it further."""
+@launch.together()
+def resume(
+    run: str | os.PathLike[str], steps: int | None = None, quiet: bool = False, sharding: str | None = None
+) -> Path:
+    """Continue a run from its folder alone; `steps` may lengthen a run that is not finished or train it further.
+
+    The number of processes and the `sharding` may be others than before.
+    """
     run = Path(run)
     saved = read_run(run)
     config = from_json(load_class(saved.method).Config, saved.config)
@@ -137,7 +152,8 @@ def resume(run: str | os.PathLike[str], steps: int | None = None, quiet: bool = 
         config = replace(config, steps=steps)
     if saved.data.startswith("<"):
         raise RunError(f"{run} was trained on {saved.data}.", do="Call selftaught.train again with the same objects.")
-    job = Job(saved.method, saved.data, run, saved.size, saved.seed, config, saved.needs, choose_device(saved.device))
+    device, sharding = choose_device(saved.device), choose_sharding(sharding or saved.sharding)
+    job = Job(saved.method, saved.data, run, saved.size, saved.seed, config, saved.needs, device, sharding)
     return run_job(job, quiet)
 
 
@@ -145,8 +161,15 @@ def run_job(job: Job, quiet: bool) -> Path:
     """Make sure that everything a job needs is there, then train."""
     if job.config.steps < 0 or not 1 <= job.config.accumulate <= job.config.batch_size:
         raise ConfigError("steps must be at least 0, accumulate at least 1 and at most batch_size.")
-    rank, world = launch.start()
-    images = build_cache(open_data(job.data, "train"), job.config.image_px)
+    rank, world = launch.place()
+    if job.config.batch_size // job.config.accumulate < world:
+        raise ConfigError(f"{world} processes cannot share {job.config.batch_size // job.config.accumulate} pictures.",
+                          do="Raise batch_size, lower accumulate, or start fewer processes.")  # fmt: skip
+    with launch.first():
+        images = build_cache(open_data(job.data, "train"), job.config.image_px)
+    if world > 1:
+        launch.same_everywhere("job", json.dumps(job.to_json()))
+        launch.same_everywhere("set of pictures", f"{len(images)} pictures, {digest([images.keys, images.sizes.tolist()])}")
     train_needs(job, quiet)
     lock = RunLock(job.out) if rank == 0 else None
     if lock:
@@ -154,7 +177,8 @@ def run_job(job: Job, quiet: bool) -> Path:
         for folder in (job.out, job.out / "checkpoints", job.out / "pictures"):
             checkpoint.remove_stale(folder)
     try:
-        with Recorder(job.out, job.config.steps, quiet or rank > 0, job.config.batch_size * world) as recorder:
+        with Recorder(job.out, job.config.steps, quiet, job.config.batch_size, writes=rank == 0) as recorder:
+            launch.seen_everywhere(job.out / "lock.json")
             if images.bad:
                 recorder.say(f"{len(images.bad)} broken pictures left out, e.g. {images.bad[0][0]}: {images.bad[0][1]}")
             loop = Loop(job, images, recorder, rank, world)
@@ -173,7 +197,7 @@ def train_needs(job: Job, quiet: bool) -> None:
     cls = load_class(job.method)
     for name, default in cls.needs.items():
         if job.needs[name] == f"needs/{name}":
-            train(default, job.data, job.out / "needs" / name, job.size, None, job.seed, (), (), job.device, quiet)
+            train(default, job.data, job.out / "needs" / name, job.size, None, job.seed, (), (), job.device, quiet, job.sharding)
 
 
 class Loop:
@@ -189,9 +213,13 @@ class Loop:
             self.method: Method = load_class(job.method)(job.config, needs).to(job.device)
         except BUILD_ERRORS as error:
             raise ConfigError(f"These settings do not fit together: {error}") from error
-        self.folder = checkpoint.latest(self.checkpoints, recorder.say)
+        self.folder = launch.tell_path(lambda: checkpoint.latest(self.checkpoints, recorder.say))
         if self.folder is None:
             self.method.start(recorder.say)
+        if world > 1:
+            join_batch_norms(self.method)
+            if job.sharding == "fsdp":
+                shard.shard(self.method, job.device)
         self.players: dict[str, Player] = self.method.players()
         check_numbers(job.config, self.players)
         self.step, self.skips, self.skips_in_row = 0, 0, 0
@@ -205,7 +233,8 @@ class Loop:
 
     def run(self) -> None:
         """Train to the end, or to a polite stop."""
-        self.method.begin(self.images, self.job.out, self.recorder.say)
+        with launch.first():
+            self.method.begin(self.images, self.job.out, self.recorder.say)
         self.plan = self.choose_plan()
         self.plan.apply(self.method)
         self.optimizers = {name: p.build_optimizer() for name, p in self.players.items()}
@@ -218,17 +247,19 @@ class Loop:
         say(
             f"{self.job.method}: {count / 1e6:.2f} M parameters, {len(self.images)} pictures of "
             f"{self.images.image_px} px, step {self.step}/{self.total}"
+            + (f", {self.world} processes ({self.job.sharding})" if self.world > 1 else "")
         )
         say(f"computed in {describe(self.plan)}: {self.plan.reason}")
-        with SignalFlag() as flag:
+        with SignalFlag(5.0 if self.world > 1 else 0.0) as flag:
             self.method.train()
             while self.players and self.step < self.total:
                 self.one_step()
-                if flag.requested:
+                stop, due = launch.agree(flag.requested, self.save_due())
+                if stop:
                     self.save()
                     raise Stopped(f"Stopped at step {self.step} of {self.total}; the state is saved.",
-                                  do=f"selftaught resume {self.job.out}", exit_code=flag.requested)  # fmt: skip
-                if self.save_due():
+                                  do=f"selftaught resume {self.job.out}", exit_code=stop)  # fmt: skip
+                if due:
                     self.save()
         self.finish()
 
@@ -241,19 +272,18 @@ class Loop:
         """Do one step of every player, then what comes after it."""
         c = self.job.config
         progress = Progress(self.step, self.total)
-        seed_all(self.job.seed, self.rank, self.step)
-        indices = batch_indices(len(self.images), c.batch_size * self.world, self.job.seed, self.step)
-        mine = indices[self.rank :: self.world]
+        seed_all(self.job.seed, 0, self.step)
+        indices = batch_indices(len(self.images), c.batch_size, self.job.seed, self.step)
         logged: dict[str, float] = {}
         self.undo.remember()
         try:
             for name, player in self.players.items():
-                logged |= self.move(name, player, mine, progress)
+                logged |= self.move(name, player, indices, progress)
         except NotFinite as found:
             # A step is taken by all players or by none, and statistics that saw NaN would stay NaN for ever.
             self.undo.back()
             logged = {}
-            self.skip(found, mine)
+            self.skip(found, indices)
         else:
             self.skips_in_row = 0
             self.method.after_step(progress)
@@ -272,14 +302,15 @@ class Loop:
         pieces = np.array_split(indices, self.job.config.accumulate)
         loss, logged = 0.0, dict[str, float]()
         for piece in pieces:
-            share = len(piece) / len(indices)
+            share = len(piece) / len(indices) * draws.weight(len(piece))
             total, parts = self.compute(name, piece, progress)
             (total * share).backward()
             loss += float(total.detach()) * share
             for key, value in parts.items():
                 logged[key] = logged.get(key, 0.0) + value * share
         launch.average_gradients(parameters)
-        check_step(finite(loss, player.parameters) or self.undo.spoiled(), loss, name, self.job.device)
+        check_step(finite(loss, shard.own_parts(player.parameters)) or self.undo.spoiled(), loss, name, self.job.device)
+        loss, logged = launch.mean_numbers(loss, logged)
         if player.clip_norm:
             torch.nn.utils.clip_grad_norm_(parameters, player.clip_norm)
         for group in optimizer.param_groups:
@@ -295,11 +326,12 @@ class Loop:
     def compute(
         self, player: str, indices: np.ndarray[Any, Any], progress: Progress
     ) -> tuple[Tensor, dict[str, float]]:
-        """Prepare a batch and compute its loss under the plan."""
-        pixels = self.images.batch(indices).to(self.job.device)
-        batch = self.method.prepare(pixels, indices)
-        with self.plan.autocast(self.job.device):
-            return self.method.loss(batch, player, progress)
+        """Prepare this process's part of a batch and compute its loss under the plan."""
+        with draws.share(len(indices)) as mine:
+            pixels = self.images.batch(indices[mine]).to(self.job.device)
+            batch = self.method.prepare(pixels, indices[mine])
+            with self.plan.autocast(self.job.device):
+                return self.method.loss(batch, player, progress)
 
     def skip(self, found: NotFinite, indices: np.ndarray[Any, Any]) -> None:
         """Keep what a step that is not finite was computed from, and count it; stop when too many come in a row."""
@@ -307,7 +339,8 @@ class Loop:
         self.skips_in_row += 1
         what = f"{found.offender} of {found.player}"
         self.recorder.say(f"step {self.step}: {what} is not finite; the step is skipped, the weights are unchanged")
-        path = self.capture(found, indices) if found.mine else None
+        contents = self.contents(list(self.players)[: list(self.players).index(found.player)])  # all gather what is sharded
+        path = self.capture(found, indices, *contents) if found.mine else None
         if self.skips_in_row > self.job.config.max_skips:
             raise NumericError(
                 f"{what} was not finite in {self.skips_in_row} steps in a row; stopped at step {self.step}.",
@@ -316,10 +349,10 @@ class Loop:
                 + (f" `selftaught replay {path}` shows where it began." if path else ""),
             )
 
-    def capture(self, found: NotFinite, indices: np.ndarray[Any, Any]) -> Path | None:
+    def capture(
+        self, found: NotFinite, indices: np.ndarray[Any, Any], tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]
+    ) -> Path | None:
         """Write what `selftaught replay` needs to compute this step again; says so when that is not possible."""
-        earlier = list(self.players)[: list(self.players).index(found.player)]
-        tensors, state = self.contents(earlier)
         tensors["batch"] = {"pixels": self.images.batch(indices), "indices": torch.from_numpy(indices)}
         info = {
             **state, "job": self.job.to_json(), "plan": asdict(self.plan), "rank": self.rank, "world": self.world,
@@ -348,7 +381,8 @@ class Loop:
     def choose_plan(self) -> Plan:
         """The plan of this run: from its folder when it has one, measured otherwise."""
         path = self.job.out / "plan.json"
-        if path.exists():
+        kept = launch.tell_path(lambda: path if path.exists() else None)
+        if kept:
             return from_json(Plan, read_json(path))
         if self.job.size == "tiny" or not self.players:
             plan = Plan(reason="a run this short does not pay for measuring")
@@ -363,7 +397,7 @@ class Loop:
     def trial(self, plan: Plan) -> None:
         """Forward and backward of one piece of a batch under a plan."""
         c = self.job.config
-        seed_all(self.job.seed, self.rank, BUILD_STEP + 1)
+        seed_all(self.job.seed, 0, BUILD_STEP + 1)
         indices = batch_indices(len(self.images), max(c.batch_size // c.accumulate, 2), self.job.seed, 0)
         before, self.plan = self.plan, plan
         for name in self.players:
@@ -374,10 +408,10 @@ class Loop:
 
     def contents(self, players: Sequence[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """The state: the state dict, the optimisers of `players`, and where the run is."""
-        tensors: dict[str, dict[str, Tensor]] = {"model": dict(self.method.state_dict())}
+        tensors: dict[str, dict[str, Tensor]] = {"model": shard.whole_state(self.method)}
         optimizers = {}
         for name in players:
-            tensors[f"optim.{name}"], optimizers[name] = checkpoint.flatten_optimizer(self.optimizers[name])
+            tensors[f"optim.{name}"], optimizers[name] = shard.whole_optimizer(self.optimizers[name])
         state = {
             "step": self.step, "optimizers": optimizers, "collapse": self.collapse.to_json(), "skips": self.skips,
             "skips_in_row": self.skips_in_row, "verdict": self.verdict, "reason": self.reason,
@@ -389,13 +423,15 @@ class Loop:
         """Write a checkpoint, unless a weight, average or moment is not finite."""
         begin = time.monotonic()
         tensors, state = self.contents(list(self.optimizers))
-        learned = [*self.method.named_parameters(), *(x for k, v in tensors.items() if k != "model" for x in v.items())]
+        weights = [(name, tensors["model"][name]) for name, _ in self.method.named_parameters()]
+        learned = [*weights, *(x for k, v in tensors.items() if k != "model" for x in v.items())]
         offender = not_finite(learned)
         if offender:
             raise NumericError(f"{offender} was not finite at step {self.step}; the last good checkpoint is kept.")
-        if self.rank == 0:
-            self.recorder.sync()
-            checkpoint.save(self.checkpoints, self.step, {k: v for k, v in tensors.items() if v}, state)
+        with launch.first():  # nobody ends before the checkpoint is whole
+            if self.rank == 0:
+                self.recorder.sync()
+                checkpoint.save(self.checkpoints, self.step, {k: v for k, v in tensors.items() if v}, state)
         self.saved_at = time.monotonic()
         self.save_s = self.saved_at - begin
         self.saving_s += self.save_s
@@ -406,7 +442,8 @@ class Loop:
         fill(self.method, tensors.get("model", {}), folder)
         try:
             for name, optimizer in self.optimizers.items():
-                checkpoint.restore_optimizer(optimizer, tensors.get(f"optim.{name}", {}), state["optimizers"][name])
+                parts = shard.cut_optimizer(tensors.get(f"optim.{name}", {}), optimizer)
+                checkpoint.restore_optimizer(optimizer, parts, state["optimizers"][name])
             self.step, self.skips = int(state["step"]), int(state["skips"])
             self.skips_in_row = int(state.get("skips_in_row", 0))
             if min(self.step, self.skips, self.skips_in_row) < 0:
@@ -424,9 +461,10 @@ class Loop:
             self.method.eval().settle(self.images)
             self.settled = True
             self.save()
-        if self.rank == 0:
-            seed_all(self.job.seed, 0, BUILD_STEP + 2)  # the same pictures, whatever was drawn before
-            draw_pictures(load_method(self.job.out), self.images, self.job.out)
+        with launch.first():  # nobody goes on with a run that the first process has not finished
+            if self.rank == 0:
+                seed_all(self.job.seed, 0, BUILD_STEP + 2)  # the same pictures, whatever was drawn before
+                draw_pictures(load_method(self.job.out), self.images, self.job.out)
             self.recorder.say(f"done: {self.step} steps, health: {self.verdict}. {self.reason}".rstrip())
             if self.saving_s:
                 share = self.saving_s / (time.monotonic() - self.started_at)

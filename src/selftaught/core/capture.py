@@ -2,7 +2,7 @@
 
 RUN/captures/step-000123/ (of the other ranks: RUN/captures/rank-1/step-000123/) is a folder like a checkpoint: written
 to a temporary sibling, renamed, with the size and sha256 of every file in its manifest. It holds the weights before the step, the
-pictures of the batch as uint8, and in state.json the job, seed, step, rank, plan and what was not finite. Nothing in it
+pictures of the whole batch as uint8, and in state.json the job, seed, step, rank, plan and what was not finite. Nothing in it
 is pickled. `selftaught replay` reads it.
 """
 

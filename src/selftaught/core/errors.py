@@ -15,6 +15,8 @@ EXIT_DISK = 5
 """Disk full."""
 EXIT_LOCKED = 6
 """Another live process works on the same run."""
+EXIT_RANK = 7
+"""Another process of the same training was lost."""
 EXIT_SIGHUP = 129
 """Stopped by SIGHUP (the terminal closed) after saving."""
 EXIT_SIGINT = 130
@@ -75,6 +77,15 @@ class NumericError(SelftaughtError):
 
     def __init__(
         self, what: str, *, expected: str = "", why: str = "", do: str = "", exit_code: int = EXIT_NONFINITE
+    ) -> None:
+        super().__init__(what, expected=expected, why=why, do=do, exit_code=exit_code)
+
+
+class RankError(SelftaughtError):
+    """Another process of the same training was lost, or trains something else."""
+
+    def __init__(
+        self, what: str, *, expected: str = "", why: str = "", do: str = "", exit_code: int = EXIT_RANK
     ) -> None:
         super().__init__(what, expected=expected, why=why, do=do, exit_code=exit_code)
 

@@ -234,11 +234,13 @@ class SignalFlag:
     """Context manager that turns the first SIGINT, SIGTERM or SIGHUP into a wish and obeys the second at once.
 
     `requested` is 0, or the exit code that the run owes after saving: 130, 143 or 129. Outside of the main thread, where
-    Python allows no handlers, it stays 0. A SIGHUP that is ignored (`nohup`) stays ignored.
+    Python allows no handlers, it stays 0. A SIGHUP that is ignored (`nohup`) stays ignored. A second signal within
+    `patience_s` is the first one's echo and not obeyed: torchrun passes on what the terminal has sent to everybody already.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float = 0.0) -> None:
         self.requested = 0
+        self._patience_s, self._first_s = patience_s, 0.0
         self._previous: dict[int, Any] = {}
         self._pid = os.getpid()
 
@@ -263,9 +265,12 @@ class SignalFlag:
                 os.kill(os.getpid(), number)
             return
         if self.requested:
+            if time.monotonic() - self._first_s < self._patience_s:
+                return
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             raise SystemExit(_EXITS[number])
+        self._first_s = time.monotonic()
         self.requested = _EXITS[number]
 
 

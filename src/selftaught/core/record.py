@@ -31,16 +31,17 @@ class Recorder:
 
     On a terminal it draws a bar, elsewhere one plain line every ten seconds; `quiet` shows nothing and still writes the
     files. When standard output fails (the terminal was closed, the reader of the pipe went) it becomes quiet.
-    `images_per_step` turns steps into images per second (0: show steps). Raises RunError when a file cannot be written,
-    with exit code 5 when the disk is full.
+    `images_per_step` turns steps into images per second (0: show steps). Of several processes one `writes`; the recorders
+    of the others do nothing. Raises RunError when a file cannot be written, with exit code 5 when the disk is full.
     """
 
     def __init__(
-        self, run_dir: str | os.PathLike[str], total_steps: int, quiet: bool = False, images_per_step: int = 0
+        self, run_dir: str | os.PathLike[str], total_steps: int, quiet: bool = False, images_per_step: int = 0,
+        writes: bool = True,
     ) -> None:
         self.run_dir = Path(run_dir)
         self.total_steps = total_steps
-        self.quiet = quiet
+        self.quiet, self.writes = quiet or not writes, writes
         self.images_per_step = images_per_step
         self._start_s = time.monotonic()
         self._marks: collections.deque[tuple[float, int]] = collections.deque()
@@ -49,6 +50,8 @@ class Recorder:
         self._console = _Console(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task = TaskID(0)
+        if not writes:
+            return
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -76,7 +79,7 @@ class Recorder:
 
     def rewind(self, step: int) -> None:
         """Drop the lines after `step`, and a torn last line, so that a resumed run writes them again."""
-        for name in ("metrics.jsonl", "timings.jsonl"):
+        for name in ("metrics.jsonl", "timings.jsonl") if self.writes else ():
             _cut(self.run_dir / name, step)
         self._marks.clear()
 
@@ -151,6 +154,8 @@ class Recorder:
         self._bar.update(self._task, completed=step, description=words)
 
     def _append(self, name: str, text: str) -> None:
+        if not self.writes:
+            return
         data = text.encode("utf-8", "backslashreplace")
         try:
             with open(self.run_dir / name, "ab") as file:

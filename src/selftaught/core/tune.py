@@ -10,6 +10,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
+from selftaught.core.launch import slowest
+from selftaught.core.shard import is_sharded
 from selftaught.nets.vit import Attention
 
 M = TypeVar("M", bound=nn.Module)
@@ -42,8 +44,8 @@ class Plan:
 
 
 def has_convolutions(module: nn.Module) -> bool:
-    """Whether the memory format can matter."""
-    return any(isinstance(m, nn.Conv2d) for m in module.modules())
+    """Whether the memory format can matter, and be chosen: FSDP keeps parameters in their plain order."""
+    return any(isinstance(m, nn.Conv2d) for m in module.modules()) and not any(map(is_sharded, module.parameters()))
 
 
 def fast_memory(module: M) -> M:
@@ -79,7 +81,7 @@ def choose(module: nn.Module, step: Callable[[Plan], None], repeats: int = 2) ->
         for _ in range(repeats):
             begin = time.perf_counter()
             step(plan)
-            times.append(time.perf_counter() - begin)
+            times.append(slowest(time.perf_counter() - begin))
             if seconds and times[-1] > 2 * min(seconds.values()):
                 break
         seconds[plan] = min(times)

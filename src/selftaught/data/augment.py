@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from selftaught.core import draws
 from selftaught.data.image_ops import (
     BRIGHTNESS,
     CONTRAST,
@@ -241,7 +242,7 @@ def draw_view(
 ) -> ViewParams:
     """Draw the random choices of one view of `batch` images of height x width pixels (two draws of uniforms)."""
     boxes = random_resized_crop_params(batch, height, width, view.scale, view.ratio, generator)
-    u = torch.rand(14, batch, generator=generator)
+    u = draws.rand(14, batch, rows=1, generator=generator)
     spread = torch.tensor([view.brightness, view.contrast, view.saturation, view.hue])
     low = torch.tensor([1.0, 1.0, 1.0, 0.0]) - spread
     low[:HUE].clamp_(min=0.0)
@@ -274,7 +275,7 @@ def random_resized_crop_params(
     Errors: ValueError for an image without pixels.
     """
     require(height >= 1 and width >= 1, f"the image must have pixels, not {height} x {width}")
-    u = torch.rand(2 * _TRIES + 2, batch, generator=generator, dtype=torch.float64)
+    u = draws.rand(2 * _TRIES + 2, batch, rows=1, generator=generator, dtype=torch.float64)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:_TRIES])
     low, high = math.log(ratio[0]), math.log(ratio[1])
     shape = (low + (high - low) * u[_TRIES : 2 * _TRIES]).exp()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -207,3 +208,22 @@ def _baseline_value(name: str, value: Any, statistic: Statistic | None) -> float
     items = _items(value, f"baseline {name}")
     items = items[_defined(items)]
     return float((statistic or _mean)(items)) if len(items) else math.nan
+
+
+def print_scores(scores: dict[str, Score]) -> None:
+    """Print a table of scores beside their baselines."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not scores:
+        print("nothing to score: the data holds neither labels nor masks")
+        return
+    table = Table("score", "value", "95 %", "n", "better", "baselines", box=None, pad_edge=False)
+    for name, score in scores.items():
+        low, high = score.ci95
+        baselines = ", ".join(f"{key} {value:.3f}" for key, value in score.baselines.items())
+        table.add_row(
+            name, f"{score.value:.3f}", f"{low:.3f} to {high:.3f}", str(score.n), score.better, baselines or "-"
+        )
+    # Without a terminal rich assumes 80 columns and would fold every line of the table.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selftaught.core.launch import all_reduce_sum
+from selftaught.core.launch import all_reduce_max, all_reduce_sum, gather, mean_rows, rows_before
 from selftaught.data.augment import augment, dino_global, dino_local
 from selftaught.method import EMA, Parts, Player, Progress
 from selftaught.representation.encoder import EncoderConfig, EncoderMethod, embedding_health
@@ -81,22 +81,31 @@ def dino_loss(teacher: Tensor, student: list[Tensor], student_temperature: float
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Balanced assignment of B rows to K columns (Sinkhorn-Knopp, SwAV 2020): (B, K) scores to (B, K) rows that sum to 1."""
-    q = ((scores.float() - scores.max()) / temperature).exp().T
-    q = q / q.sum()
-    K, B = q.shape
+    """Balanced assignment of B rows to K columns (Sinkhorn-Knopp, SwAV 2020): (B, K) scores to (B, K) rows that sum to 1.
+
+    With several processes the rows of all of them are balanced together, and each keeps its own.
+    """
+    q = ((scores.float() - all_reduce_max(scores.max())) / temperature).exp().T
+    q = q / all_reduce_sum(q.sum())
+    K, B = len(q), int(all_reduce_sum(torch.tensor(len(scores))))
     for _ in range(iterations):
-        q = q / (q.sum(1, keepdim=True).clamp(min=1e-12) * K)
+        q = q / (all_reduce_sum(q.sum(1, keepdim=True)).clamp(min=1e-12) * K)
         q = q / (q.sum(0, keepdim=True).clamp(min=1e-12) * B)
     return (q * B).T
 
 
 def koleo_loss(x: Tensor, eps: float = 1e-8) -> Tensor:
-    """Kozachenko-Leonenko spreading (DINOv2, section 4): -mean_i log min_{j != i} |x_i - x_j| of L2-normalised (B, D) vectors."""
+    """Kozachenko-Leonenko spreading (DINOv2, section 4): -mean_i log min_{j != i} |x_i - x_j| of L2-normalised (B, D) vectors.
+
+    The nearest other vector is looked for in all processes.
+    """
     x = nn.functional.normalize(x.float(), dim=-1)
+    every, start = gather(x), rows_before(len(x))
     with torch.no_grad():
-        nearest = (x @ x.T).fill_diagonal_(-2.0).argmax(1)
-    return -((x - x[nearest]).square().sum(1) + eps).sqrt().log().mean()
+        likeness = x @ every.T
+        likeness[:, start : start + len(x)].fill_diagonal_(-2.0)
+        nearest = likeness.argmax(1)
+    return -((x - every[nearest]).square().sum(1) + eps).sqrt().log().mean()
 
 
 class Head(nn.Module):
@@ -212,7 +221,7 @@ class DINO(EncoderMethod):
         """Collapse meters: `entropy_frac` of single answers (0 = one-hot), `usage_frac` of the mean answer (0 = one class), both / ln K."""
         log_k = math.log(self.config.prototypes)
         single = -(teacher * teacher.clamp(min=1e-12).log()).sum(-1).mean()
-        mean = teacher.mean((0, 1))
+        mean = mean_rows(teacher.mean((0, 1)), teacher.shape[1])
         usage = -(mean * mean.clamp(min=1e-12).log()).sum()
         return {
             "entropy_frac": float(single) / log_k,

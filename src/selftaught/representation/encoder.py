@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.core.errors import ConfigError
+from selftaught.core.launch import deviation
 from selftaught.measure.representation import representation_scores
 from selftaught.measure.score import Score
 from selftaught.method import EvalData, Method, Picture, TrainConfig
@@ -124,7 +125,7 @@ def embedding_health(z: Tensor) -> dict[str, float]:
     """Collapse meters of (B, D) embeddings: `std_z`, the mean over dimensions of the deviation of the L2-normalised vectors
     (healthy about 1/sqrt(D), collapsed 0), and `dim` = D to compare it with."""
     z = nn.functional.normalize(z.detach().float(), dim=-1)
-    return {"std_z": float(z.std(0).mean()), "dim": float(z.shape[-1])}
+    return {"std_z": float(deviation(z).mean()), "dim": float(z.shape[-1])}
 
 
 def projector(sizes: tuple[int, ...], norm: bool = True) -> nn.Sequential:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selftaught.core import draws
+from selftaught.core.launch import divisor
 from selftaught.data.augment import augment, plain_view
 from selftaught.measure.score import Score, score_of
 from selftaught.method import EvalData, Parts, Picture, Player, Progress
@@ -47,7 +49,7 @@ class MAEConfig(EncoderConfig):
 
 def random_keep(B: int, N: int, mask_frac: float) -> tuple[Tensor, Tensor]:
     """Choose the patches that stay: `keep` (B, K) indices with K = floor((1 - mask_frac) N), at least 1, and `hidden` (B, N) 0/1."""
-    order = torch.rand(B, N).argsort(1)
+    order = draws.rand(B, N).argsort(1)
     keep = order[:, : max(int(N * (1 - mask_frac) + 1e-6), 1)]  # 10 * (1 - 0.8) is 1.9999999999999996
     hidden = torch.ones(B, N).scatter_(1, keep, 0.0)
     return keep, hidden
@@ -74,7 +76,7 @@ def mae_loss(painted: Tensor, patches: Tensor, hidden: Tensor, norm_pixels: bool
         mean, std = patch_statistics(patches)[..., None].unbind(2)
         target = (patches - mean) / (std.square() + floor).sqrt()
     error = (painted.float() - target).square().mean(-1)
-    return (error * hidden).sum() / hidden.sum().clamp(min=1)
+    return (error * hidden).sum() / divisor(hidden.sum(), len(hidden)).clamp(min=1)
 
 
 class Decoder(nn.Module):

@@ -1,7 +1,7 @@
 """SimCLR: two views of the same picture should look alike to the network, and unlike all other pictures.
 
 Paper: Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020.
-Differs: AdamW instead of LARS (batches here are small), no blur at 48 px and below, batch norm per process rather than global.
+Differs: AdamW instead of LARS (batches here are small), no blur at 48 px and below.
 Option, on at `small`: a third view is turned by 0, 90, 180 or 270 degrees and the network says by how much (E-SSL: Dangovski et al.,
 "Equivariant Contrastive Learning", ICLR 2022). Backgrounds often look alike from all sides and things do not, so the
 network must look at things; without it, minutes of training are spent on telling backgrounds apart.
@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selftaught.core import draws
+from selftaught.core.launch import gather, rows_before
 from selftaught.data.augment import augment, simclr_view
 from selftaught.method import Parts, Player, Progress
 from selftaught.representation.encoder import EncoderConfig, EncoderMethod, embedding_health, projector
@@ -55,16 +57,20 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
         temperature: t > 0.
 
     Returns:
-        The scalar loss; log(2B - 1) when all vectors are alike.
+        The scalar loss; log(2B - 1) when all vectors are alike. With several processes, the mean over the own pictures, told from
+        those of all processes.
     """
     B = len(z1)
-    if B < 2:
-        raise ValueError(f"NT-Xent needs at least two pictures in a batch, got {B}")
     z = torch.nn.functional.normalize(torch.cat([z1, z2]).float(), dim=1)
-    logits = z @ z.T / temperature
-    logits = logits.masked_fill(torch.eye(2 * B, dtype=torch.bool, device=z.device), float("-inf"))
-    positive = torch.arange(2 * B, device=z.device).roll(B)
-    return torch.nn.functional.cross_entropy(logits, positive)
+    every = gather(z.unflatten(0, (2, B)), dim=1).flatten(0, 1)
+    n = len(every) // 2
+    if n < 2:
+        raise ValueError(f"NT-Xent needs at least two pictures in a batch, got {n}")
+    own = rows_before(B) + torch.arange(B, device=z.device)
+    own = torch.cat([own, own + n])
+    logits = z @ every.T / temperature
+    logits = logits.masked_fill(own[:, None] == torch.arange(2 * n, device=z.device), float("-inf"))
+    return torch.nn.functional.cross_entropy(logits, (own + n) % (2 * n))
 
 
 def turn(images: Tensor, quarters: Tensor) -> Tensor:
@@ -117,7 +123,7 @@ class SimCLR(EncoderMethod):
         """Draw the two views, each (B, 3, view_px, view_px), and the turned one with its turns (B,) in quarters."""
         batch = {"views": torch.cat([augment(images, self.view), augment(images, self.view)])}
         if self.turn_head is not None:
-            batch["turns"] = torch.randint(4, (len(images),))
+            batch["turns"] = draws.randint(4, len(images))
             batch["turned"] = turn(augment(images, self.turned_view), batch["turns"])
         return batch
 

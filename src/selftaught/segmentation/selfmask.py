@@ -25,7 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selftaught.core import draws
 from selftaught.core.errors import ConfigError
+from selftaught.core.launch import divisor, gather, mean_rows, rows_before
 from selftaught.data.augment import color_jitter, crop_resize, hflip, random_resized_crop_params
 from selftaught.measure.mask_scores import segmentation_scores
 from selftaught.measure.score import Score
@@ -92,18 +94,19 @@ def otsu(soft: Tensor, bins: int = 32) -> Tensor:
 
 
 def largest(soft: Tensor, share: float) -> Tensor:
-    """1 where a value is among the `share` largest of the whole batch, 0 elsewhere: (B, 1, h, w) to the same."""
-    count = round(share * soft.numel())
-    out = torch.zeros_like(soft).flatten()
-    out[soft.flatten().topk(count).indices] = 1.0
-    return out.view_as(soft)
+    """1 where a value is among the `share` largest of the whole batch (of all processes), 0 elsewhere: (B, 1, h, w) to the same."""
+    every, start = gather(soft), rows_before(len(soft))
+    count = round(share * every.numel())
+    out = torch.zeros_like(every).flatten()
+    out[every.flatten().topk(count).indices] = 1.0
+    return out.view_as(every)[start : start + len(soft)]
 
 
 def ranking_loss(scores: Tensor, dice: Tensor) -> Tensor:
     """Pairwise hinge (SelfMask, eq. 5): mean over pairs (i better than j) of max(0, s_j - s_i); (B, Q) scores and Dice losses."""
     better = (dice[:, :, None] < dice[:, None, :]).float()
     hinge = torch.relu(scores[:, None, :] - scores[:, :, None])
-    return (better * hinge).sum() / better.sum().clamp(min=1)
+    return (better * hinge).sum() / divisor(better.sum(), len(scores)).clamp(min=1)
 
 
 class CrossAttention(nn.Module):
@@ -298,11 +301,11 @@ class SelfMask(Method):
         B, S = len(images), c.image_px
         target = resize(torch.from_numpy(self.pseudo[indices].astype(np.float32) / 255)[:, None], (S, S))
         boxes = random_resized_crop_params(B, S, S, (c.crop_min, 1.0), (0.75, 4 / 3))
-        flips = torch.rand(B) < 0.5
-        u = 1 + c.jitter * (2 * torch.rand(4, B) - 1)
-        order = torch.rand(B, 4).argsort(1)
+        flips = draws.rand(B) < 0.5
+        u = 1 + c.jitter * (2 * draws.rand(4, B, rows=1) - 1)
+        order = draws.rand(B, 4).argsort(1)
         crops = hflip(crop_resize(pictures, boxes, S), flips)
-        crops = color_jitter(crops, order, u[0], u[1], u[2], 0.3 * (u[3] - 1), torch.rand(B) < 0.8)
+        crops = color_jitter(crops, order, u[0], u[1], u[2], 0.3 * (u[3] - 1), draws.rand(B) < 0.8)
         return {"images": crops, "pictures": pictures, "target": target, "boxes": boxes, "flips": flips}
 
     def loss(self, batch: dict[str, Tensor], player: str, progress: Progress) -> tuple[Tensor, Parts]:
@@ -312,7 +315,7 @@ class SelfMask(Method):
         if weight > 0:
             own = self.answer(self.average.module, batch["pictures"])[:, None]
             # Cut where the values part, but never to more than the pseudo-masks cover: masks would grow from step to step.
-            corrected = largest(own, float((target > 0.5).float().mean())) * (own > otsu(own))
+            corrected = largest(own, float(mean_rows((target > 0.5).float().mean(), len(target)))) * (own > otsu(own))
             target = (1 - weight) * target + weight * corrected
         target = crop_resize(target.expand(-1, 3, -1, -1), batch["boxes"], c.image_px // 2)
         target = hflip(target, batch["flips"])[:, :1]
