@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
+from selftaught.core.allocator import keep_memory
 from selftaught.core.errors import EXIT_SIGINT, EXIT_USAGE, ConfigError, DataError, RunError, SelftaughtError, suggest
 
 Data = Positional[Annotated[str, arg(metavar="DATA")]]
@@ -380,6 +381,7 @@ def _run(args: list[str]) -> None:
         print(f"selftaught {__version__}")
         return
     _check_words(args)
+    keep_memory()
     verbs: dict[str, Callable[..., Any]] = dict(VERBS)
     tyro.extras.subcommand_cli_from_dict(
         verbs, prog="selftaught", description=f"{HELP}\n\n{FIRST}", args=args or ["--help"]
