@@ -95,6 +95,13 @@ def otsu(soft: Tensor, bins: int = 32) -> Tensor:
     return ((between.argmax(1) + 1) / bins).view(-1, 1, 1, 1)
 
 
+def without_wisps(soft: Tensor, width_px: int) -> Tensor:
+    """Grey opening of (B, H, W): what is narrower than `width_px` (odd) takes the value of its surroundings."""
+    half = width_px // 2
+    low = -nn.functional.max_pool2d(-soft[:, None], width_px, 1, half)
+    return nn.functional.max_pool2d(low, width_px, 1, half)[:, 0]
+
+
 def largest(soft: Tensor, share: float) -> Tensor:
     """1 where a value is among the `share` largest of the whole batch (of all processes), 0 elsewhere: (B, 1, h, w) to the same."""
     every, start = gather(soft), rows_before(len(soft))
@@ -370,8 +377,8 @@ class SelfMask(Method):
         if self.config.refine == "bilateral":
             sigma_px = self.image_px / 12
             soft = follow_edges(square, mask, sigma_space_px=sigma_px, sigma_luma=8.0, sigma_chroma=8.0).clamp(0, 1)
-            # The solver blurs as well: where its values part becomes 0.5.
-            mask = moved(soft, otsu(soft[:, None], 64)[:, 0])
+            # The solver blurs as well: where its values part becomes 0.5. It also leaves wisps along edges of the background.
+            mask = without_wisps(moved(soft, otsu(soft[:, None], 64)[:, 0]), 2 * round(self.image_px / 48) + 1)
         else:
             mask = moved(mask, self.part)
         return resize(mask[:, None], size)[:, 0] if tuple(size) != mask.shape[-2:] else mask
