@@ -31,12 +31,12 @@ np.savez(sys.argv[1], images=np.random.default_rng(0).integers(0, 255, (64, 32, 
 P
 
 both() { # ID WORDS...: start a command with one process on each machine
-    local id=$1 n host own
+    local id=$1 n host own holds # who holds the store; torchrun cannot guess it from the host's name here
     shift
     for n in a b; do
-        if [ $n = a ]; then host=$A own=10.77.0.1; else host=$B own=10.77.0.2; fi
+        if [ $n = a ]; then host=$A own=10.77.0.1 holds=1; else host=$B own=10.77.0.2 holds=0; fi
         ip netns exec $host env GLOO_SOCKET_IFNAME=cable-$n "$PY" -m torch.distributed.run --nnodes 2 --nproc-per-node 1 \
-            --rdzv-backend c10d --rdzv-endpoint 10.77.0.1:29500 --rdzv-id "$id" --local-addr $own \
+            --rdzv-backend c10d --rdzv-endpoint 10.77.0.1:29500 --rdzv-id "$id" --rdzv-conf is_host=$holds --local-addr $own \
             -m selftaught "$@" >"$WORK/$n.txt" 2>&1 &
         if [ $n = a ]; then pid_a=$!; else pid_b=$!; fi
     done
