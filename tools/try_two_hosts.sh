@@ -10,8 +10,10 @@ WORK=$(mktemp -d)
 export OMP_NUM_THREADS=1 SELFTAUGHT_CACHE=$WORK/cache PYTHONPATH=$PWD/src${PYTHONPATH:+:$PYTHONPATH}
 A=selftaught-a B=selftaught-b
 
+end_all() { for n in $A $B; do ip netns pids $n 2>/dev/null | xargs -r kill -9 2>/dev/null || true; done; }
 cleanup() {
-    for n in $A $B; do ip netns pids $n 2>/dev/null | xargs -r kill -9 2>/dev/null || true; ip netns del $n 2>/dev/null || true; done
+    end_all
+    for n in $A $B; do ip netns del $n 2>/dev/null || true; done
     rm -rf "$WORK"
 }
 trap cleanup EXIT
@@ -77,7 +79,7 @@ done
 echo "the processes ended after $a_s s and $b_s s; they say:"
 grep -hE "^(selftaught|why|do): " "$WORK"/[ab].txt | sed 's/^/    /'
 [ "$a_s" -le 30 ] && [ "$b_s" -le 30 ] || fail "that is longer than 30 s"
-kill $pid_a $pid_b 2>/dev/null || true
+end_all # torchrun itself would try for minutes to take leave of the other machine
 wait $pid_a $pid_b 2>/dev/null || true
 
 ip -n $A link set cable-a up
