@@ -71,9 +71,9 @@ class BilateralGrid:
         self.size = self._blur.shape[0]
         self._pixels_per_cell = np.bincount(self._cell_of_pixel, minlength=self.size).astype(np.float64)
         self._n, self._m = self._bistochastic()
-        n, blur = self._n, self._blur
-        scaled = blur.data * n[blur.indices] * np.repeat(n, np.diff(blur.indptr))
-        self._smooth = sparse.csr_matrix((scaled, blur.indices, blur.indptr), blur.shape)  # Dn B Dn
+        blur = self._blur
+        self._smooth = blur.data * self._n[blur.indices] * np.repeat(self._n, np.diff(blur.indptr))  # of Dn B Dn
+        self._diagonal = np.flatnonzero(blur.data == 2 * AXES)
 
     def solve(
         self,
@@ -105,7 +105,7 @@ class BilateralGrid:
         # Cells without any confidence start from the mean; the published code divides 0 by 0 there.
         mean = right.sum() / weight.sum()
         start = np.divide(right, weight, out=np.full_like(right, mean), where=weight > 0)
-        solution = self._conjugate_gradients(start, right, weight, inverse, lam, max_iter, tol)
+        solution = self._conjugate_gradients(start, right, self.matrix(weight, lam), inverse, max_iter, tol)
         return solution[self._cell_of_pixel].reshape(self.shape)
 
     def blur(self, values: Floats) -> Floats:
@@ -113,12 +113,11 @@ class BilateralGrid:
         out: Floats = self._blur @ values
         return out
 
-    def operator(self, values: Floats, weight: Floats, lam: float) -> Floats:
-        """(lam (Dm - Dn B Dn) + diag(weight)) times values (V,)."""
-        out: Floats = self._smooth @ values
-        out *= -lam
-        out += (lam * self._m + weight) * values
-        return out
+    def matrix(self, weight: Floats, lam: float) -> sparse.csr_matrix:
+        """lam (Dm - Dn B Dn) + diag(weight), (V, V)."""
+        values = self._smooth * -lam
+        values[self._diagonal] += lam * self._m + weight
+        return sparse.csr_matrix((values, self._blur.indices, self._blur.indptr), self._blur.shape)
 
     def _splat(self, values: Floats) -> Floats:
         sums: Floats = np.bincount(self._cell_of_pixel, weights=values, minlength=self.size).astype(
@@ -134,10 +133,10 @@ class BilateralGrid:
         return n, n * self.blur(n)
 
     def _conjugate_gradients(
-        self, x: Floats, right: Floats, weight: Floats, inverse: Floats, lam: float, max_iter: int, tol: float
+        self, x: Floats, right: Floats, matrix: sparse.csr_matrix, inverse: Floats, max_iter: int, tol: float
     ) -> Floats:
         enough = tol * float(np.linalg.norm(right))
-        residual = right - self.operator(x, weight, lam)
+        residual = right - matrix @ x
         direction = np.zeros_like(x)
         before = 1.0
         for step in range(max_iter):
@@ -147,7 +146,7 @@ class BilateralGrid:
             now = float(residual @ scaled)
             direction *= now / before if step else 0.0
             direction += scaled
-            image = self.operator(direction, weight, lam)
+            image = matrix @ direction
             length = now / float(direction @ image)
             x = x + length * direction
             image *= length
@@ -171,15 +170,18 @@ def refine(soft: NDArray[Any], mask: NDArray[Any], min_iou: float = 0.5) -> tupl
 
 def largest_filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Fill the holes of a mask (H, W) and keep its largest 4-connected component; an empty mask stays empty."""
-    around, count = ndimage.label(~mask)
-    outside = np.zeros(count + 1, bool)
-    for border in (around[0], around[-1], around[:, 0], around[:, -1]):
-        outside[border] = True
-    outside[0] = False  # the mask itself
-    labels, count = ndimage.label(~outside[around])
-    if count == 0:
-        return np.zeros_like(mask, dtype=bool)
-    return labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+    kept = np.zeros_like(mask, dtype=bool)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return kept
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    # The ring around the box is one piece of what is not the mask, and the first in reading order: holes are the others.
+    filled = ndimage.label(~np.pad(mask[box], 1))[0] != 1
+    labels, count = ndimage.label(filled)
+    if count > 1:
+        filled = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+    kept[box] = filled[1:-1, 1:-1]
+    return kept
 
 
 def bilateral_solve(
@@ -230,13 +232,19 @@ def _pack(
     sides = np.array([[luma], [chroma], [chroma]], np.float64)
     small = 512.0 / float(sides.min()) < 2**31
     colours = np.empty((3, height * width), np.int32 if small else np.int64)
+    matrix, offset = _YUV, np.array([[0.0], [128.0], [128.0]])
+    exact = bool((np.frexp(sides)[0] == 0.5).all())  # powers of two: dividing before or after gives the same bits
+    if exact:
+        matrix, offset = matrix / sides, offset / sides
     rows = max(1, _STRIP_PIXELS // width)
-    for top in range(0, height, rows):
-        strip = np.ascontiguousarray(planes[:, top : top + rows], np.float64).reshape(3, -1)
-        yuv = _YUV @ strip
-        yuv[1:] += 128.0
-        yuv /= sides
-        colours[:, top * width : top * width + strip.shape[1]] = np.floor(yuv, out=yuv)
+    strips = [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+    for strip in strips:
+        yuv = matrix @ np.ascontiguousarray(planes[:, strip], np.float64).reshape(3, -1)
+        yuv += offset
+        if not exact:
+            yuv /= sides
+        # Cuts the fraction off, as the published code does.
+        colours[:, strip.start * width : strip.stop * width] = yuv
     x = np.floor(np.arange(width) / space).astype(np.int64)
     y = np.floor(np.arange(height) / space).astype(np.int64)
     lowest = [0, 0, *(int(low) for low in colours.min(1))]
@@ -247,11 +255,15 @@ def _pack(
         raise ConfigError("The bilateral grid has too many cells.", do="Use larger sigmas.")
     strides = [int(np.prod(extents[:axis], dtype=np.int64)) for axis in range(AXES)]
     origin = sum(stride * (1 - low) for stride, low in zip(strides, lowest, strict=True))
-    place = (origin + strides[0] * x)[None, :] + (strides[1] * y)[:, None]
-    packed = place.reshape(-1)
-    for plane, stride in zip(colours, strides[2:], strict=True):
-        packed += plane * np.int64(stride)
-    return packed, np.array(strides, np.int64), total
+    kind = np.int32 if total < 2**31 else np.int64
+    across, down = (strides[0] * x).astype(kind), (origin + strides[1] * y).astype(kind)
+    packed = np.empty((height, width), np.int64)
+    for strip in strips:
+        place = down[strip, None] + across
+        for plane, stride in zip(colours, strides[2:], strict=True):
+            place += plane[strip.start * width : strip.stop * width].reshape(-1, width) * kind(stride)
+        packed[strip] = place
+    return packed.reshape(-1), np.array(strides, np.int64), total
 
 
 def _by_table(
@@ -263,9 +275,9 @@ def _by_table(
     keys = np.flatnonzero(occupied)
     number = np.empty(total, np.int32)  # read only where occupied
     number[keys] = np.arange(len(keys))
-    around = keys[:, None] + _steps(strides)
-    present = occupied[around]
-    return number[packed].astype(np.intp), _blur_matrix(present, number[around[present]])
+    around = (keys[:, None] + _steps(strides)).reshape(-1)
+    present = np.flatnonzero(occupied[around])
+    return number[packed].astype(np.intp), _blur_matrix(present, number[around[present]], len(keys))
 
 
 def _by_sorting(
@@ -273,10 +285,10 @@ def _by_sorting(
 ) -> tuple[NDArray[np.intp], sparse.csr_matrix]:
     """The same as `_by_table` without a table of all cells."""
     keys, cell_of_pixel = np.unique(packed, return_inverse=True)
-    around = keys[:, None] + _steps(strides)
+    around = (keys[:, None] + _steps(strides)).reshape(-1)
     places = np.minimum(np.searchsorted(keys, around), len(keys) - 1)
-    present = keys[places] == around
-    return cell_of_pixel.reshape(-1), _blur_matrix(present, places[present])
+    present = np.flatnonzero(keys[places] == around)
+    return cell_of_pixel.reshape(-1), _blur_matrix(present, places[present], len(keys))
 
 
 def _steps(strides: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -284,10 +296,10 @@ def _steps(strides: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([-strides[::-1], [0], strides])
 
 
-def _blur_matrix(present: NDArray[np.bool_], columns: NDArray[Any]) -> sparse.csr_matrix:
-    """B from which of its 11 neighbours each cell has (V, 11), and the numbers of these neighbours in that order."""
-    size = len(present)
-    ends = np.concatenate([[0], np.cumsum(present.sum(1))]).astype(np.int32)
-    weights = np.ones(present.shape)
-    weights[:, AXES] = 2 * AXES
-    return sparse.csr_matrix((weights[present], columns.astype(np.int32, copy=False), ends), (size, size))
+def _blur_matrix(present: NDArray[np.intp], columns: NDArray[Any], size: int) -> sparse.csr_matrix:
+    """B (V, V) from the places in the table (V, 11) of neighbours that are occupied, and the cells that are there."""
+    steps = 2 * AXES + 1
+    ends = np.searchsorted(present, steps * np.arange(size + 1)).astype(np.int32)
+    weights = np.ones(len(present))
+    weights[np.searchsorted(present, steps * np.arange(size) + AXES)] = 2 * AXES
+    return sparse.csr_matrix((weights, columns.astype(np.int32, copy=False), ends), (size, size))

@@ -68,6 +68,11 @@ def tolerance(width: int, bf16: bool) -> float:
     return 3 * 2.0**-16 + (3 * width + 16) * 2.0**-24 if bf16 else (width + 16) * 2.0**-24
 
 
+def block_rows(n: int) -> int:
+    """Rows of a block of N x N products: a multiple of 64, which multiply fastest."""
+    return min(_BLOCK_ROWS, -(-_BLOCK_VALUES // (64 * n)) * 64)
+
+
 def _counts_at_once(rows: Tensor, unit: Tensor) -> Tensor:
     """(N,) counts of one matrix (N, D) from the whole matrix of products."""
     product = unit @ unit.mT
@@ -85,7 +90,7 @@ def _counts_in_blocks(rows: Tensor, unit: Tensor, bf16: bool) -> Tensor:
     bits: Any = np.int16 if bf16 else np.int32
     near = _bits_of(tolerance(width, bf16), bf16)
     counts = np.zeros(n, np.int64)
-    height = min(_BLOCK_ROWS, -(-_BLOCK_VALUES // (64 * n)) * 64)  # multiples of 64 multiply fastest
+    height = block_rows(n)
     for top in range(0, n, height):
         product = left[top : top + height] @ right[top:].mT
         values = product.view(torch.int16 if bf16 else torch.int32).numpy()
