@@ -227,6 +227,8 @@ def test_many_colours_are_sorted() -> None:
     np.testing.assert_allclose(grid.solve(target), assembled(picture, target, (1, 0.5, 0.5))[0], atol=1e-12)
     with pytest.raises(ConfigError, match="too many cells"):
         BilateralGrid(picture, 1e-6, 1e-5, 1e-5)
+    for sigma in (1e-3, 1e-6, 1e-9):  # cells of one colour, however small, are as many as there are tiles
+        assert BilateralGrid(np.full((20, 30, 3), 200, np.uint8), 10, sigma, sigma).size == 6
 
 
 def test_cells_do_not_depend_on_the_strips_in_which_colours_are_converted() -> None:

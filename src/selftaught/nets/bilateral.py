@@ -255,8 +255,9 @@ def _pack(
         raise ConfigError("The bilateral grid has too many cells.", do="Use larger sigmas.")
     strides = [int(np.prod(extents[:axis], dtype=np.int64)) for axis in range(AXES)]
     origin = sum(stride * (1 - low) for stride, low in zip(strides, lowest, strict=True))
-    kind = np.int32 if total < 2**31 else np.int64
-    across, down = (strides[0] * x).astype(kind), (origin + strides[1] * y).astype(kind)
+    kind: Any = np.int32 if small and total < 2**31 else np.int64  # sums that wrap round come back
+    across: Any = (strides[0] * x).astype(kind)
+    down: Any = (origin + strides[1] * y).astype(kind)
     packed = np.empty((height, width), np.int64)
     for strip in strips:
         place = down[strip, None] + across
