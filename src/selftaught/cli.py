@@ -179,6 +179,7 @@ def segment(
     out: str,
     threshold: Annotated[float, arg(metavar="FRACTION")] = 0.5,
     min_area: Annotated[float, arg(metavar="FRACTION")] = 0.001,
+    boxes: Literal["largest", "refinement", "all"] | None = None,
     engine: Engine = "local",
     workers: Limit = None,
 ) -> None:
@@ -190,13 +191,17 @@ def segment(
         out: Folder for masks/STEM.png and objects.coco.json; with --engine ray for Parquet files that hold the same.
         threshold: A pixel belongs to an object above this value of the soft mask (0 to 1).
         min_area: Objects below this share of the picture are left out (0 to 1).
+        boxes: Also write boxes.coco.json: the box of the largest piece, the largest box as Box-based Refinement takes it, or all.
         engine: local, or ray for many tar shards on a cluster ($RAY_ADDRESS, else this machine).
         workers: Processes of --engine ray; all processors when not given.
     """
     _check_run(run)
     _check_data(data)
+    if boxes is not None and engine != "local":
+        raise ConfigError("--boxes writes one file on this machine.", do="Leave --engine away: objects have boxes there too.")
     job = _engine("segment", engine, workers)
-    print(f"wrote {job(run, data, out, threshold=threshold, min_area=min_area)}")
+    more = {} if boxes is None else {"boxes": boxes}
+    print(f"wrote {job(run, data, out, threshold=threshold, min_area=min_area, **more)}")
 
 
 def _engine(verb: str, engine: Engine, workers: int | None) -> Callable[..., Path]:
