@@ -98,11 +98,9 @@ def non_maximum(boxes: Any, scores: Any, iou: float) -> np.ndarray:
     if len(corners) != len(values):
         raise ValueError(f"non_maximum: expected as many scores as boxes, got {len(values)} and {len(corners)}")
     order = np.argsort(-values, kind="stable")
-    overlap = box_iou(corners[order], corners[order])
-    free = np.ones(len(order), bool)
     kept = []
-    for place in range(len(order)):
-        if free[place]:
-            kept.append(order[place])
-            free &= overlap[place] <= iou
+    while len(order):
+        best, order = order[0], order[1:]
+        kept.append(best)
+        order = order[box_iou(corners[best], corners[order])[0] <= iou]  # row by row: thousands of boxes may come
     return np.array(kept, dtype=np.int64)

@@ -21,4 +21,8 @@ METHODS: dict[str, Entry] = {
         "selftaught.segmentation.selfmask:SelfMask",
         "a small network trained on the masks of the cuts; sharp and fast",
     ),
+    "cad": Entry(
+        "selftaught.segmentation.cad:Cad",
+        "a class-agnostic detector trained on the boxes of any run that finds objects",
+    ),
 }
