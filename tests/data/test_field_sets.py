@@ -24,12 +24,12 @@ def test_saliency_sets(tmp_path: Path, name: str, nested: bool) -> None:
     opened = open_field_set(name, tmp_path)
     assert opened.keys == ["a", "b", "c"] and opened.spec.kind == "masks"
     assert opened.image(0).shape == (16, 24, 3) and np.array_equal(opened.grey(1), GREYS["b"])
-    assert f"3 pictures; {title} has {FIELD_SETS[name].count:,}" in opened.notes[-1]
+    assert f"3 pictures; {title} has {FIELD_SETS[name].pictures:,}" in opened.notes[-1]
     assert len(opened.first(2)) == 2 and "first 2 of 3" in opened.first(2).notes[-1]
 
 
 def test_the_counts_are_the_official_ones() -> None:
-    assert {name: spec.count for name, spec in FIELD_SETS.items()} == {
+    assert {name: spec.pictures for name, spec in FIELD_SETS.items()} == {
         "ecssd": 1000, "duts-te": 5019, "dut-omron": 5168, "voc07": 5011, "voc12": 11540, "coco20k": 19817,
     }  # fmt: skip
 

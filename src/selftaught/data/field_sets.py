@@ -37,7 +37,7 @@ class FieldSpec(NamedTuple):
 
     title: str
     kind: Literal["masks", "boxes"]
-    count: int
+    pictures: int
     above: tuple[str, ...]
     """Folders below `root` in which the set may lie, the first that fits is taken."""
     needed: tuple[str, ...]
@@ -126,8 +126,8 @@ def open_field_set(name: str, root: str | os.PathLike[str]) -> FieldSet:
         opened = _open_masks(name, spec, *places)
     else:
         opened = (_open_coco if name == "coco20k" else _open_voc)(name, spec, *places)
-    if len(opened) != spec.count:
-        opened.notes.append(f"{len(opened)} pictures; {spec.title} has {spec.count:,}: the scores are not those of the tables")
+    if len(opened) != spec.pictures:
+        opened.notes.append(f"{len(opened)} pictures; {spec.title} has {spec.pictures:,}: the scores are not those of the tables")
     return opened
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from selftaught.measure.box_rules import BoxRule, FoundBoxes, boxes_of
-from selftaught.measure.boxes import average_precision, corloc, instance_boxes
+from selftaught.measure.boxes import average_precision, corloc, instance_boxes, instance_masks, mask_to_box
 from selftaught.measure.mask_scores import MAX_PICTURES
 from selftaught.measure.score import Score, score_of
 
@@ -128,3 +128,48 @@ def detection_scores(
     if "corloc" not in scores:
         data.notes.append("no picture has an object, so it could not be scored whether objects are found")
     return scores
+
+
+def object_scores(method: FindsObjects, data: EvalData, others: Mapping[str, FindsObjects]) -> dict[str, Score]:
+    """Average precision of the objects that a method tells apart, as boxes and as masks cut at 0.5, and CorLoc of the best one.
+
+    On the test pictures that have a map of objects, at their own size; `others` are baselines that tell objects apart too.
+    """
+    pictures, truths = masked_pictures(data)
+    if not pictures:
+        return {}
+    true_boxes = [instance_boxes(truth) for truth in truths]
+    own, beside = _objects_row(method, pictures, truths, true_boxes), {
+        name: _objects_row(other, pictures, truths, true_boxes) for name, other in others.items()
+    }  # fmt: skip
+    located = {name: row.located for name, row in beside.items()}
+    scores = {"corloc_best": score_of(own.located, unit="share of pictures", baselines=located, note="object with the highest score")}
+    for name, value in own.precision.items():
+        scores[name] = Score(
+            value, len(pictures), (value, value), "higher", "AP", {n: row.precision[name] for n, row in beside.items()},
+            "objects told apart, class-agnostic; no interval",
+        )  # fmt: skip
+    return {name: score for name, score in scores.items() if np.isfinite(score.value)}
+
+
+class _ObjectsRow(NamedTuple):
+    located: np.ndarray[Any, Any]
+    precision: dict[str, float]
+
+
+def _objects_row(
+    method: FindsObjects, pictures: Sequence[np.ndarray[Any, Any]], truths: Sequence[np.ndarray[Any, Any]],
+    true_boxes: Sequence[np.ndarray[Any, Any]],
+) -> _ObjectsRow:  # fmt: skip
+    masks, weights = [], []
+    for soft, scores in objects_all(method, pictures):
+        kept = (soft > 0.5).any((1, 2))
+        masks.append(soft[kept] > 0.5)
+        weights.append(scores[kept])
+    boxes = [np.array([mask_to_box(m) for m in one], dtype=np.float64).reshape(-1, 4) for one in masks]
+    found = [FoundBoxes(box, weight) for box, weight in zip(boxes, weights, strict=True)]
+    as_boxes = average_precision(boxes, weights, true_boxes)
+    as_masks = average_precision(masks, weights, [instance_masks(truth) for truth in truths], "masks")
+    named = {f"box_{k}": as_boxes[v] for k, v in (("ap50", "AP50"), ("ap", "AP"), ("ar100", "AR"))}
+    named |= {f"mask_{k}": as_masks[v] for k, v in (("ap50", "AP50"), ("ap", "AP"), ("ar100", "AR"))}
+    return _ObjectsRow(corloc_of(found, true_boxes), named)

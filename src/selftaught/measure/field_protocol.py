@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -207,6 +208,10 @@ class MaskRow(NamedTuple):
     saliency: tuple[float, ...]
 
 
+def _saliency_of(row: MaskRow, i: int) -> float:
+    return row.saliency[i]
+
+
 @dataclass
 class MaskTally:
     """Scores of a set of masks, picture by picture, so that no set has to fit into memory."""
@@ -244,7 +249,7 @@ class MaskTally:
         }
         for i, name in enumerate(SALIENCY):
             better: Any = "lower" if name == "mae" else "higher"
-            found[name] = score(lambda row, i=i: row.saliency[i], "pysodmetrics", better=better)
+            found[name] = score(partial(_saliency_of, i=i), "pysodmetrics", better=better)
         return found
 
 
