@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import typing
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,9 @@ from torch import Tensor
 from field_fixtures import write_coco, write_saliency, write_voc
 from selftaught import cli, evaluate
 from selftaught.core.errors import ConfigError, DataError, RunError
+from selftaught.data.field_sets import FIELD_SETS
 from selftaught.evaluate import evaluate_field
+from selftaught.measure.field_protocol import PROTOCOLS, Protocol
 from selftaught.method import Detections, Objects
 
 
@@ -113,6 +117,17 @@ def test_what_cannot_be_scored_is_said(method: Bright, tmp_path: Path) -> None:
         evaluate_field("run", "duts-te", tmp_path)
     with pytest.raises(ConfigError, match="no protocol"):
         evaluate_field("run", "ecssd", tmp_path, protocol="mvoe")
+
+
+def test_the_names_are_the_same_everywhere() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "field-data-sets.md").read_text()
+    for name in [*FIELD_SETS, *PROTOCOLS, *(f.name for f in fields(Protocol))]:
+        assert f"`{name}`" in page, name
+    for name, spec in FIELD_SETS.items():
+        assert f"| `{name}` | {spec.kind} | {spec.pictures:,} |" in page
+    hints = typing.get_type_hints(cli.evaluate)
+    assert set(typing.get_args(typing.get_args(hints["dataset"])[0])) == set(FIELD_SETS)
+    assert all(name in (cli.evaluate.__doc__ or "") for name in PROTOCOLS)
 
 
 def test_the_command(method: Bright, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
