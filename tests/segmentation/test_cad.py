@@ -18,6 +18,7 @@ from selftaught.measure.box_rules import FoundBoxes
 from selftaught.measure.box_scores import box_scores, detect_all
 from selftaught.measure.boxes import mask_to_box
 from selftaught.method import Detections, Objects, Progress
+from selftaught.segmentation import cad
 from selftaught.segmentation.cad import Cad, draw_box, features_of, moved_boxes
 from selftaught.segmentation.pseudo_boxes import giving, propose, pseudo_box_file
 
@@ -215,6 +216,33 @@ def test_a_cad_can_teach_a_cad(tmp_path: Path) -> None:
     second.begin(Pictures(8), tmp_path / "..", lambda text: None)
     batch = second.prepare(Pictures(8).batch([0, 1]), np.array([0, 1]))
     assert bool(torch.isfinite(second.loss(batch, "detector", Progress(0, 1))[0]))
+
+
+def test_faster_rcnn_learns_pseudo_boxes_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step of the published network, its pictures and proposals made small: it needs no features."""
+    monkeypatch.setattr(cad, "PROPOSALS", (8, 4))
+    teacher = Bright()
+    teacher.given = {}
+    paper: Any = Cad.sizes["paper"]
+    method = Cad(replace(paper, image_px=32, rcnn_min_px=(64,), rcnn_max_px=64, detections=3), {"masks": teacher})
+    method.start(lambda text: None)
+    method.begin(Pictures(3), tmp_path, lambda text: None)
+    (player,) = method.players().values()
+    optimizer = player.build_optimizer()
+    before = method.net.backbone.layer3[0].conv1.weight.detach().clone()  # type: ignore[union-attr, index]
+    batch = method.prepare(Pictures(3).batch([0, 1]), np.array([0, 1]))
+    sizes = [boxes[:, 2:] - boxes[:, :2] for boxes in (batch["boxes"][:, 0].numpy(), Pictures(3).boxes[:2, 0])]
+    np.testing.assert_allclose(*sizes, atol=1e-4)  # at size `paper` pictures are flipped and nothing else
+    loss, parts = method.train().loss(batch, "detector", Progress(0, 1))
+    loss.backward()
+    optimizer.step()
+    assert set(parts) == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
+    after = method.net.backbone.layer3[0].conv1.weight  # type: ignore[union-attr, index]
+    assert player.optimizer == "sgd" and not torch.equal(before, after) and bool(torch.isfinite(after).all())
+    boxes, scores = method.detect(torch.rand(2, 3, 20, 50))
+    assert boxes.shape == (2, 3, 4) and scores.shape == (2, 3) and float(boxes[..., 2].max()) <= 50
+    nothing, none = method.loss({"images": batch["images"], "boxes": torch.zeros(2, 8, 4)}, "detector", Progress(0, 1))
+    assert float(nothing.detach()) == 0 and none == {} and nothing.requires_grad
 
 
 def test_a_box_is_drawn_inside_the_picture() -> None:

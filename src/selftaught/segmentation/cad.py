@@ -37,6 +37,8 @@ DROP_IOU = 0.01
 """CutLER's: places that overlap no pseudo-box by more are not told to be background."""
 BOX_WEIGHT = 2.0
 """What the loss of the boxes counts beside that of the scores, as in Generalized Focal Loss."""
+PROPOSALS = (6000, 1000)
+"""Faster R-CNN: proposals before and after NMS in use, twice as many in training, as in LOST's configurations."""
 VISIBLE_FRAC = 0.25
 """A pseudo-box of which a crop shows less is left out of that crop."""
 
@@ -139,7 +141,7 @@ class Cad(Method):
         self.boxes: np.ndarray[Any, Any] | None = None
         self.net: nn.Module
         if c.detector == "faster-rcnn":
-            self.net = faster_rcnn(c.rcnn_min_px, c.rcnn_max_px, c.score_min, c.nms_iou, c.detections, (6000, 1000))
+            self.net = faster_rcnn(c.rcnn_min_px, c.rcnn_max_px, c.score_min, c.nms_iou, c.detections, PROPOSALS)
             return
         features = features_of(self.given["masks"])
         if features.image_px != c.image_px:
