@@ -18,6 +18,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from selftaught.cli_checks import check_data, check_features, check_field_words, check_method, check_run, near
+from selftaught.core.allocator import keep_memory
 from selftaught.core.errors import EXIT_SIGINT, EXIT_USAGE, ConfigError, RunError, SelftaughtError, suggest
 
 Data = Positional[Annotated[str, arg(metavar="DATA")]]
@@ -402,6 +403,7 @@ def _run(args: list[str]) -> None:
         print(f"selftaught {__version__}")
         return
     _check_words(args)
+    keep_memory()
     verbs: dict[str, Callable[..., Any]] = dict(VERBS)
     tyro.extras.subcommand_cli_from_dict(
         verbs, prog="selftaught", description=f"{HELP}\n\n{FIRST}", args=args or ["--help"]

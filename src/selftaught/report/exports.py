@@ -229,14 +229,14 @@ def write_yolo(folder: Path, pictures: Sequence[PictureObjects], *, category: st
             centre = ((left + width / 2) / picture.width, (top + height / 2) / picture.height)
             figures = (*centre, width / picture.width, height / picture.height)
             lines.append("0 " + " ".join(f"{figure:.6f}" for figure in figures))
-        write_bytes(target, "".join(line + "\n" for line in lines).encode("ascii"))
+        write_bytes(target, "".join(line + "\n" for line in lines).encode("ascii"), durable=False)
     write_bytes(folder / "classes.txt", f"{category}\n".encode())
     return folder
 
 
 def write_mask(path: Path, soft_mask: Array, size: tuple[int, int] | None = None) -> Path:
     """Write a soft mask (h, w) in [0, 1] as 8-bit grey PNG, stretched to `size` (H, W) when given; return `path`."""
-    write_bytes(Path(path), mask_png(soft_mask, size))
+    write_bytes(Path(path), mask_png(soft_mask, size), durable=False)
     return Path(path)
 
 
