@@ -131,9 +131,12 @@ class CutMethod(Method):
     @torch.no_grad()
     def patch_masks(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to boolean masks (B, h, w) on the grid of the features' patches."""
+        return torch.cat([self.cut(keys, part) for keys, part in self.keyed(images)])
+
+    def keyed(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Patch features (b, D, h, w) and the resized pictures that they are of, part by part of (B, 3, H, W) in [0, 1]."""
         _check_images(images)
         side = int(self.features.image_px)
-        masks = []
         for part in images.split(self.config.batch_size):
             if part.shape[-2:] != (side, side):
                 part = F.interpolate(part, (side, side), mode="bilinear", antialias=True).clamp(0.0, 1.0)
@@ -145,8 +148,7 @@ class CutMethod(Method):
                     why=f"the graph needs {4 * patches * patches / 2**20:.0f} MB",
                     do="Raise max_patches, or use features of smaller pictures.",
                 )
-            masks.append(self.cut(keys, part))
-        return torch.cat(masks)
+            yield keys, part
 
     @torch.no_grad()
     def segment(self, images: Tensor) -> Tensor:
