@@ -156,7 +156,8 @@ def _places(spec: FieldSpec, root: Path) -> list[Path]:
 
 
 def _layout(spec: FieldSpec) -> str:
-    return ", ".join(part.replace("|", " or ") for part in spec.needed)
+    parts = ", ".join(part.replace("|", " or ") for part in spec.needed)
+    return f"{parts}; there, or in {', '.join(above for above in spec.above if above)}"
 
 
 def _open_masks(name: str, spec: FieldSpec, images: Path, truths: Path) -> FieldSet:
