@@ -1,5 +1,5 @@
 # Needs python3, pip and make; everything else is installed into .venv.
-#   make learn                                    learn from the built-in pictures, about ten minutes
+#   make learn                                    learn from the built-in pictures, about twelve minutes
 #   make learn DATA=photos OUT=runs/photos        learn from your own
 #   make bench PICTURES=cifar10                   speed of the cuts; representation methods, three seeds, on labelled pictures
 #   make speed PICTURES=cifar10                   speed and memory beside others, about an hour on a quiet machine

@@ -9,7 +9,7 @@ with `weights=FILE`, and trained by SGD.
 Differs: at `tiny` and `small` a one-stage head (`nets/dense_detector.py`) reads the frozen features that the masks were made
 of. The learning rate falls by a cosine, not in steps; the Faster R-CNN sees the stretched squares of the loader and no
 synchronised batch norm unless several processes train.
-Cost: at `small` about five minutes on two CPU cores; Faster R-CNN needs a GPU.
+Cost: at `small` the frozen features once per step and a small head; Faster R-CNN needs a GPU.
 """
 
 from __future__ import annotations

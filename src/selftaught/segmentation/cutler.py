@@ -9,7 +9,7 @@ ones give way to earlier ones. The second half, the detector with DropLoss and i
 What differs: the eigenvector comes from Lanczos (`nets/normalized_cut.py`); masks are sharpened by the bilateral solver
 (`refine=bilateral`) and not by a dense CRF; each object has a score, 1 - lambda2 of its cut, since the published masks have none.
 
-Cost: `rounds` times that of TokenCut; about 0.3 s per picture of 60 x 60 patches on 2 cores. Nothing is trained.
+Cost: `rounds` times that of TokenCut. Nothing is trained.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ What differs: any patch features instead of DenseCL's ResNet; at most `max_masks
 cost is quadratic; boxes are learned from the masks, not SOLO's masks. The rules about the top and the width can be switched off:
 they fit landscapes.
 
-Cost: N queries times N patches, one product; milliseconds per picture at 12 x 12 patches. Nothing is trained.
+Cost: N queries times N patches, one product, and an NMS over `max_masks`. Nothing is trained.
 """
 
 from __future__ import annotations
