@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from selftaught import cli, registry, representation
 from selftaught.core import capture, checkpoint
 from selftaught.core.errors import ConfigError, NumericError, RunError
+from selftaught.core.trace import Trace
 from selftaught.method import Method, Player, TrainConfig
 from selftaught.replay import replay
 from selftaught.train import Loop, Stopped, resume, train
@@ -340,6 +341,19 @@ def test_a_replay_draws_the_same_random_numbers(data: Path, tmp_path: Path, monk
     for folder in (run / "captures").iterdir():
         assert replay(folder).same
         assert "sqrt at test_numbers.py" in replay(folder).found[0]
+
+
+def test_reserved_memory_is_no_number() -> None:
+    """What happens to lie in memory that was reserved and not yet written is not where NaN began."""
+    torch.use_deterministic_algorithms(True)  # fills reserved memory with NaN
+    try:
+        with Trace(torch.nn.Identity()) as trace:
+            value = torch.zeros(3)
+            assert torch.empty_like(value).isnan().all() and value.new_empty(2).isnan().all()
+            (value - 1).sqrt()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert "sqrt at test_numbers.py" in trace.lines()[0]
 
 
 def test_captures_are_few_and_small_enough(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
