@@ -181,9 +181,10 @@ def test_a_folder_of_clips_and_its_truth(tmp_path: Path, monkeypatch: pytest.Mon
         pytest.importorskip("av")
     else:
         monkeypatch.setattr(making.importlib.util, "find_spec", lambda name: None)
-    folder = making.make("w-sprites", tmp_path / "w", clips=10, seed=3, size="tiny")
-    made = making.load(folder)
+    folder, again = tmp_path / "w", tmp_path / "again"
     suffix = "mp4" if with_av else "npy"
+    assert making.make("w-sprites", folder, clips=10, seed=3, size="tiny") == suffix
+    made = making.load(folder)
     assert made.container == suffix
     assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob(f"*.{suffix}")) == sorted(f"{k}.{suffix}" for k in made.keys)
     assert [k for k in made.keys if k.startswith("test/")] == ["test/000004", "test/000009"]
@@ -204,7 +205,7 @@ def test_a_folder_of_clips_and_its_truth(tmp_path: Path, monkeypatch: pytest.Mon
         else:
             np.testing.assert_array_equal(np.load(path), clip.frames)
     before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    again = making.make("w-sprites", tmp_path / "again", clips=10, seed=3, size="tiny")
+    making.make("w-sprites", again, clips=10, seed=3, size="tiny")
     assert {p.name: p.read_bytes() for p in again.rglob(f"*.{suffix}")} == {k: v for k, v in before.items() if k.endswith(suffix)}
     with pytest.raises(DataError, match="not empty"):
         making.make("w-sprites", folder, clips=10)

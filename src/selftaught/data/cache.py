@@ -37,7 +37,7 @@ THREADS = max(2, min(8, os.cpu_count() or 2))
 _CHUNK = 512
 _SPOTS = 64
 _SPARE_BYTES = 32 * 2**20
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Report = Callable[[int, int], None]
 
@@ -136,7 +136,7 @@ class _Work:
             self.run(max_bad_frac, report)
             self.finish(fingerprint, folder)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
 
@@ -162,7 +162,7 @@ class _Work:
                     self.sizes.append(size)
                 self.done = i + 1
                 if self.done % _CHUNK == 0 or self.done == total:
-                    _to_disk(images)
+                    to_disk(images)
                     self._record(journal, *marks)
                     marks = (len(self.rows), len(self.bad))
                 if report is not None and (self.done % 32 == 0 or self.done == total):
@@ -186,7 +186,7 @@ class _Work:
         del images
         with (self.folder / "index.json").open("wb") as stream:
             stream.write(json.dumps(index).encode())
-            _to_disk(stream)
+            to_disk(stream)
         (self.folder / "journal.jsonl").unlink(missing_ok=True)
         os.replace(self.folder, folder)
         _sync_folder(folder.parent)
@@ -219,7 +219,7 @@ class _Work:
             "bad": self.bad[bad_from:],
         }
         journal.write(json.dumps(entry).encode() + b"\n")
-        _to_disk(journal)
+        to_disk(journal)
 
     def _check_room(self, total: int) -> None:
         need = (total - self.done) * self.row_bytes + _SPARE_BYTES
@@ -258,15 +258,15 @@ def decoded_in_order(source: Source, px: int, start: int = 0) -> Iterator[tuple[
                 future.cancel()
 
 
-def refuse(bad: list[tuple[str, str]], seen: int, total: int, max_bad_frac: float) -> None:
-    """Raise DataError (exit code 3) when too many pictures are broken, or all."""
+def refuse(bad: list[tuple[str, str]], seen: int, total: int, max_bad_frac: float, what: str = "pictures") -> None:
+    """Raise DataError (exit code 3) when too many pictures (or clips) are broken, or all."""
     if len(bad) <= max_bad_frac * total and len(bad) < total:
         return
     shown = [f"  {key}: {reason}" for key, reason in bad[:10]]
     more = [f"  and {len(bad) - 10} more"] if len(bad) > 10 else []
     so_far = "" if seen == total else f" among the first {seen}"
     raise DataError(
-        "\n".join([f"{len(bad)} of {total} pictures cannot be read{so_far}:", *shown, *more]),
+        "\n".join([f"{len(bad)} of {total} {what} cannot be read{so_far}:", *shown, *more]),
         expected=f"at most {max_bad_frac:.0%} broken (max_bad_frac)",
         do="repair or remove them, or allow a larger share",
         exit_code=EXIT_DATA,
@@ -324,7 +324,7 @@ def spots(images: np.ndarray) -> list[int]:
     return [zlib.crc32(np.ascontiguousarray(images[row]).data) for row in rows]
 
 
-def _to_disk(stream: BinaryIO) -> None:
+def to_disk(stream: BinaryIO) -> None:
     stream.flush()
     os.fsync(stream.fileno())
 
@@ -357,7 +357,7 @@ def writing(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in _FULL
+        full = error.errno in FULL
         raise DataError(
             f"the cache in {root} cannot be written ({error.strerror or error})",
             do="free some room" if full else "set SELFTAUGHT_CACHE to a folder that can be written",

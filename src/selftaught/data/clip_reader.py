@@ -28,6 +28,8 @@ from selftaught.data.readers import BadFile
 MAX_CLIP_BYTES = 8 * 2**30
 MAX_SENT_BYTES = 2**30
 """Size of a file that is no local one and goes through memory."""
+START_S = 600.0
+"""Time for starting the process: only a machine that is overloaded needs more than a second."""
 _LINE_BYTES = 1 << 16
 
 
@@ -44,7 +46,7 @@ class Limits:
     """Pixels handed back."""
     memory_bytes: int = 3 * 2**29
     """Beyond what Python and FFmpeg take when nothing is read."""
-    stall_s: float = 60.0
+    stall_s: float = 120.0
     """Time without a chunk of frames (4 MB)."""
     total_s: float = 3600.0
 
@@ -171,7 +173,7 @@ class Decoder:
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, close_fds=True, start_new_session=True,
         )  # fmt: skip
         self._send(json.dumps({"memory_bytes": self.limits.memory_bytes}).encode() + b"\n")
-        message = self._line(time.monotonic() + 120)
+        message = self._line(time.monotonic() + START_S, START_S)
         if not message.get("ready"):
             raise DataError("The process that reads clips does not start.", do="`selftaught doctor`")
         self.offline = bool(message.get("offline"))
@@ -211,11 +213,11 @@ class Decoder:
         )  # fmt: skip
         return frames, info
 
-    def _line(self, deadline: float) -> dict[str, Any]:
+    def _line(self, deadline: float, stall_s: float | None = None) -> dict[str, Any]:
         while b"\n" not in self._buffer:
             if len(self._buffer) > _LINE_BYTES:
                 raise self._died()
-            self._more(deadline)
+            self._more(deadline, stall_s)
         line, _, rest = bytes(self._buffer).partition(b"\n")
         self._buffer = bytearray(rest)
         try:
@@ -230,10 +232,10 @@ class Decoder:
         del self._buffer[:size]
         return data
 
-    def _more(self, deadline: float) -> None:
+    def _more(self, deadline: float, stall_s: float | None = None) -> None:
         assert self._process is not None and self._process.stdout is not None
         pipe = self._process.stdout.fileno()
-        left = min(self.limits.stall_s, deadline - time.monotonic())
+        left = min(stall_s or self.limits.stall_s, deadline - time.monotonic())
         if left <= 0 or not select.select([pipe], [], [], left)[0]:
             self.close()
             raise BadFile(f"it was not read in time ({self.limits.stall_s:g} s for the next frames, {self.limits.total_s:g} s in all)")

@@ -55,11 +55,11 @@ def make(
     size: str = "small",
     assignments: Iterable[str] = (),
     report: Callable[[int, int], None] | None = None,
-) -> Path:
+) -> str:
     """Write `clips` clips of a world and their truth into an empty or new folder; every fifth is a test clip.
 
-    The folder is finished when `world.json` is there. Raises DataError for a folder that holds something else, for a
-    world that does not exist, and when the package with its figures is missing.
+    Returns the kind of the files, mp4 or npy. The folder is finished when `world.json` is there. Raises DataError for a
+    folder that holds something else, for a world that does not exist, and when the package with its figures is missing.
     """
     recipe, folder = recipe_of(world, size, assignments), Path(folder)
     if not 1 <= clips <= MAX_CLIPS:
@@ -85,7 +85,7 @@ def make(
     _write_truth(folder / "truth.npz", recipe, scripts, masks)
     told = {"world": world, "recipe": to_json(recipe), "seed": seed, "clips": clips, "container": container}
     write_json(folder / "world.json", {**told, "globals": list(GLOBALS), "locals": list(LOCALS)})
-    return folder
+    return container
 
 
 def key_of(index: int) -> str:
