@@ -31,7 +31,7 @@ def make(world: str, folder: str, clips: int, seed: int, size: str, fields: Sequ
     """Write the clips of a world and return what was written as lines."""
     from selftaught.worlds import making
 
-    kinds = {"mp4": "mp4 (H.264)", "npy": "npy arrays, because PyAV is not installed or a side is odd"}
+    kinds = {"mp4": "mp4 (H.264)", "npy": "npy arrays, because PyAV is not installed"}
     container = making.make(world, folder, clips, seed, size, fields)
     return [
         f"wrote {clips:,} clips as {kinds[container]}, truth.npz and world.json to {folder}",

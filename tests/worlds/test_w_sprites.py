@@ -76,7 +76,9 @@ def test_moves_steps_and_borders() -> None:
         one = script(RECIPE, 3, index)
         assert (one.positions >= 0).all() and (one.positions <= room).all()
         assert one.moves[0] == STAY
-        np.testing.assert_array_equal(one.shifts_px, RECIPE.step_px * WAYS[one.moves[1:]])
+        steps = np.abs(one.shifts_px).sum(1)
+        np.testing.assert_array_equal(one.shifts_px, steps[:, None] * WAYS[one.moves[1:]])
+        assert ((steps == 0) == (one.moves[1:] == STAY)).all() and (steps <= RECIPE.step_px).all()
         np.testing.assert_array_equal(one.shifts(RECIPE) * [32, 24], one.shifts_px)
         assert (np.abs(one.ground_shifts_px).sum(1) <= 1).all()
         assert (one.windows >= 0).all() and (one.windows <= RECIPE.margin_px).all()
@@ -201,7 +203,7 @@ def test_a_folder_of_clips_and_its_truth(tmp_path: Path, monkeypatch: pytest.Mon
 
             seen = np.stack([f.to_ndarray(format="rgb24") for f in av.open(str(path)).decode(video=0)])
             assert seen.shape == clip.frames.shape
-            assert np.abs(seen.astype(int) - clip.frames).mean() < 4
+            assert np.abs(seen.astype(int) - clip.frames).mean() < 2.5
         else:
             np.testing.assert_array_equal(np.load(path), clip.frames)
     before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -236,12 +238,13 @@ def test_flare_figures_when_the_package_is_there() -> None:
 @pytest.mark.slow
 def test_a_thousand_frames_a_second_on_one_core() -> None:
     """Processor time of this process, figures drawn before: over a set of clips their drawing is a small part."""
-    for index in range(100):
-        render(RECIPE, script(RECIPE, 0, index))
+    recipe = dataclasses.replace(RECIPE, identities=10)
+    for index in range(40):
+        render(recipe, script(recipe, 0, index))
     best = 0.0
-    for start in (100, 200, 300):
+    for start in (100, 140, 180):
         began = time.process_time()
-        for index in range(start, start + 60):
-            render(RECIPE, dataclasses.replace(script(RECIPE, 0, index), identity=script(RECIPE, 0, index - 100).identity))
-        best = max(best, 60 * RECIPE.frames / (time.process_time() - began))
+        for index in range(start, start + 30):
+            render(recipe, script(recipe, 0, index))
+        best = max(best, 30 * recipe.frames / (time.process_time() - began))
     assert best > 1000

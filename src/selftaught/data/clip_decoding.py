@@ -237,6 +237,7 @@ def _gif(stream: BinaryIO, order: dict[str, Any], out: _Out) -> dict[str, Any]:
     width, height = image.size
     _check_size(height, width, order)
     wanted, at_s, times = order["want"], 0.0, []
+    got: dict[int, np.ndarray] = {}
     index = 0
     while True:
         try:
@@ -249,10 +250,14 @@ def _gif(stream: BinaryIO, order: dict[str, Any], out: _Out) -> dict[str, Any]:
         if wanted is None:
             out.take(frame, at_s)
         elif index in wanted:
-            out.send(out.fitted(frame))
+            got[index] = out.fitted(frame)
         times.append(at_s)
         at_s += max(int(image.info.get("duration") or 100), 1) / 1000
         index += 1
+    for number in wanted or ():
+        if number not in got:
+            raise BadFile(f"frame {number} of {index}")
+        out.send(got[number])
     if wanted is None:
         out.finish(at_s - (times[-1] if times else 0.0))
     return _info(height, width, times, 0, "gif", index / at_s if at_s else 0.0)

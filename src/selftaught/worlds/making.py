@@ -23,7 +23,7 @@ from selftaught.worlds import WORLDS
 from selftaught.worlds.w_sprites import GLOBALS, LOCALS, SIZES, Recipe, Script, checked, part_of, render, script
 
 FPS = 8
-QUALITY = 10
+QUALITY = 8
 """x264's constant rate factor: 0 is lossless, 18 looks it."""
 MAX_CLIPS = 1_000_000
 
@@ -70,7 +70,7 @@ def make(
         find()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is not empty.", do="give the name of a new folder")
-    container = "mp4" if importlib.util.find_spec("av") and recipe.height % 2 == recipe.width % 2 == 0 else "npy"
+    container = "mp4" if importlib.util.find_spec("av") else "npy"
     masks = np.zeros((clips, recipe.frames, recipe.height, -(-recipe.width // 8)), np.uint8)
     scripts = []
     for i in range(clips):
@@ -116,13 +116,13 @@ def load(folder: str | Path) -> Made:
 
 
 def write_mp4(path: Path, frames: np.ndarray, fps: int = FPS, **options: str) -> None:
-    """Write uint8 (T, H, W, 3), sides even, as H.264; one thread, so that the same frames give the same file."""
+    """Write uint8 (T, H, W, 3) as H.264 with colours at full resolution; one thread, so that the same frames give the same file."""
     import av
 
     with av.open(str(path), "w", format="mp4") as file:
         stream: Any = file.add_stream("libx264", rate=fps)
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt, stream.thread_count = "yuv420p", 1
+        stream.pix_fmt, stream.thread_count = "yuv444p", 1
         stream.options = {"crf": str(QUALITY), "preset": "veryfast", "tune": "animation", **options}
         for frame in frames:
             for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
