@@ -100,7 +100,7 @@ def test_odd_sizes(tmp_path: Path, decoder: Decoder) -> None:
     np.testing.assert_array_equal(frames, odd)
     frames, _ = decoder.read(Place(str(write_video(tmp_path / "o.webm", odd, "libvpx", deadline="realtime"))))
     assert frames.shape == odd.shape and [number_of(f) for f in frames] == [0, 1, 2, 3]
-    frames, _ = decoder.read(Place(str(write_video(tmp_path / "one.mkv", odd[:1], "ffv1"))), Want(8, 8, fps=30))
+    frames, _ = decoder.read(Place(str(write_video(tmp_path / "one.mkv", odd[:1], "ffv1"))), Want(8, 8, fps=20))
     assert frames.shape == (1, 8, 8, 3)
 
 

@@ -28,7 +28,7 @@ SHOES, STEEL, GRIP, SPARK, EYES = (84, 54, 40), (214, 222, 232), (128, 84, 44), 
 _FINE = 4
 _RIM = 1.4
 _GROUND = 59.0
-_SWORD = 11.0
+_SWORD = 9.5
 
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
