@@ -234,18 +234,16 @@ def data(
     folder: Positional[Annotated[str | None, arg(metavar="[DIR]")]] = None,
     *,
     json: Annotated[str | None, arg(metavar="FILE")] = None,
-    kind: Literal["auto", "pictures", "clips"] = "auto",
-    clips: Annotated[int, arg(metavar="N")] = 3000,
-    seed: int = 0,
-    size: Size = "small",
+    kind: Literal["auto", "pictures", "clips"] = "auto", clips: Annotated[int, arg(metavar="N")] = 3000,
+    seed: int = 0, size: Size = "small",
     set_fields: UseAppendAction[Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE")]] = (),
-) -> None:
+) -> None:  # fmt: skip
     """`data check DATA` reports what is there and what is wrong with it; `data make WORLD DIR` writes clips with truth.
 
     Args:
         action: check, or make.
-        source: Folder, list file, tar shards, .npz, or sample:things; for make a world: w-sprites or flare.
-        folder: New folder for what make writes.
+        source: Folder, list file, tar shards, .npz, video or sample:things; for make a world, w-sprites or flare.
+        folder: make: new folder to write to.
         json: check: also write the report to this file.
         kind: check: pictures or clips; auto takes a folder with videos in it as clips.
         clips: make: number of clips; every fifth is for test.
@@ -255,13 +253,13 @@ def data(
     """
     from selftaught import look
 
-    if action == "make":
-        if folder is None:
-            raise ConfigError("`selftaught data make` needs a folder to write to.", expected=f"data make {source} DIR")
+    if action == "make" and folder is None:
+        raise ConfigError("`selftaught data make` needs a folder to write to.", expected=f"data make {source} DIR")
+    if action == "check" and folder is not None:
+        raise ConfigError("`selftaught data check` looks at one source.", do=f"Leave '{folder}' away.")
+    if folder is not None:
         print("\n".join(look.make(source, folder, clips, seed, size, set_fields)))
         return
-    if folder is not None:
-        raise ConfigError("`selftaught data check` looks at one source.", do=f"Leave '{folder}' away.")
     _check_data(source)
     print("\n".join(look.check(source, kind, json)))
 

@@ -12,7 +12,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -290,7 +289,7 @@ def _video(stream: BinaryIO, kind: str, order: dict[str, Any], out: _Out) -> dic
             turn = rotation_of(frame)
             _check_size(frame.height, frame.width, order)
             size = (frame.height, frame.width)
-            time = None if frame.pts is None else float(frame.pts * frame.time_base)
+            time = None if frame.pts is None or frame.time_base is None else float(frame.pts * frame.time_base)
             times.append(time)
             out.take(upright(frame.to_ndarray(format="rgb24"), turn), len(times) / rate if time is None else time)
         out.finish(1 / rate)
@@ -372,16 +371,18 @@ def _numbered(file: Any, video: Any, by_time: list[int], want: list[int], keys: 
         file.seek(key, stream=video, backward=True)
         begun = at
         for frame in file.decode(video):
-            number = number_of.get(frame.pts)
-            if number is None or number > want[at]:
+            here = -1 if frame.pts is None else number_of.get(frame.pts, -1)
+            if here < 0 or here > want[at]:
                 break
-            if number == want[at]:
-                yield number, frame
+            if here == want[at]:
+                yield here, frame
                 at += 1
-                if at == len(want) or (keys and max(k for k in keys if k <= by_time[want[at]]) > frame.pts):
-                    break
+                if at == len(want) or max((k for k in keys if k <= by_time[want[at]]), default=0) > by_time[here]:
+                    break  # the next one is behind another key frame: jump there
         if at == begun:
-            raise BadFile(f"frame {want[at]} cannot be found by its time ({Fraction(by_time[want[at]])} ticks)")
+            # Decoded frames do not have the times that the file gives: only counting from the first is exact.
+            yield from _numbered(file, video, by_time, want[at:], None)
+            return
 
 
 def _short(error: Exception) -> str:
