@@ -189,6 +189,7 @@ def test_tars_are_read_in_place(films: Path, tmp_path: Path, decoder: Decoder) -
     with pytest.raises(BadFile, match="not a video"):
         source.read(4, Want(), decoder)
     assert open_clips(tmp_path, "test").keys == ["run/02", "run/03"] and is_clips(tmp_path / "train.tar")
+    assert is_clips(tmp_path) and not is_clips(films / "g.gif")
 
 
 def test_arrays(tmp_path: Path, decoder: Decoder) -> None:

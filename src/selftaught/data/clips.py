@@ -188,14 +188,17 @@ def is_clips(data: Any) -> bool:
     path = Path(data).expanduser()
     videos = tuple(suffix for suffix in VIDEO_SUFFIXES if suffix != ".gif")
     if path.is_file():
-        if path.suffix == ".tar":
-            index = tar_index.Index(str(path))
-            return any(_suffix(name) in videos for name, _, _ in tar_members(str(path), index))
-        return path.suffix.lower() in videos
+        return _suffix(path.name) in videos or (path.suffix == ".tar" and _tar_holds(path, videos))
     if not path.is_dir():
         return False
     found = [n for _, _, names in os.walk(path) for n in names]
-    return any(_suffix(n) in videos for n in found) or ("world.json" in found and "truth.npz" in found)
+    if any(_suffix(n) in videos for n in found) or ("world.json" in found and "truth.npz" in found):
+        return True
+    return any(_tar_holds(tar, videos) for tar in sorted(path.glob("*.tar")))
+
+
+def _tar_holds(path: Path, suffixes: Sequence[str]) -> bool:
+    return any(_suffix(name) in suffixes for name, _, _ in tar_members(str(path), tar_index.Index(str(path))))
 
 
 def frames_of(frames: Iterator[np.ndarray], want: Want) -> tuple[np.ndarray, ClipInfo]:
