@@ -23,8 +23,6 @@ from selftaught.worlds import WORLDS
 from selftaught.worlds.w_sprites import GLOBALS, LOCALS, SIZES, Recipe, Script, checked, part_of, render, script
 
 FPS = 8
-QUALITY = 8
-"""x264's constant rate factor: 0 is lossless, 18 looks it."""
 MAX_CLIPS = 1_000_000
 
 
@@ -115,15 +113,18 @@ def load(folder: str | Path) -> Made:
     return Made(recipe, seed, container, [key_of(i) for i in range(clips)], scripts)
 
 
-def write_mp4(path: Path, frames: np.ndarray, fps: int = FPS, **options: str) -> None:
-    """Write uint8 (T, H, W, 3) as H.264 with colours at full resolution; one thread, so that the same frames give the same file."""
+def write_mp4(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
+    """Write uint8 (T, H, W, 3) as lossless H.264 in 4:4:4: only the way to YUV and back rounds, by 2 of 255 at most.
+
+    A lossy file would make the pixels depend on choices of the encoder, which are not the same every time.
+    """
     import av
 
     with av.open(str(path), "w", format="mp4") as file:
         stream: Any = file.add_stream("libx264", rate=fps)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.thread_count = "yuv444p", 1
-        stream.options = {"crf": str(QUALITY), "preset": "veryfast", "tune": "animation", **options}
+        stream.options = {"qp": "0", "preset": "veryfast"}
         for frame in frames:
             for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
                 file.mux(packet)
