@@ -161,6 +161,9 @@ def test_folders_of_frames_are_clips_in_the_order_of_their_numbers(tmp_path: Pat
     frames, info = source.read(0, Want(), decoder)
     assert [number_of(frame) for frame in frames] == list(range(12)) and info.fps == 0
     assert source.read(1, SMALL, decoder)[0].shape == (3, 24, 40, 3)
+    (tmp_path / "d" / "a" / "frame3.png").write_bytes(b"")
+    with pytest.raises(BadFile, match="frame 3: empty file"):
+        source.read(0, SMALL, decoder)
     with pytest.raises(DataError, match="no clips"):
         open_clips(tmp_path / "d" / "single")
 

@@ -122,7 +122,7 @@ class FileClips(ClipSource):
     def read(self, i: int, want: Want, decoder: Decoder) -> tuple[np.ndarray, ClipInfo]:
         places = self._places[i]
         if len(places) > 1:
-            return frames_of((readers.decode(_bytes_or_path(place)) for place in places), want)
+            return frames_of(_pictures(places), want)
         place = places[0]
         if place.path.endswith(".npy"):
             try:
@@ -369,6 +369,14 @@ def _tars(paths: Sequence[str], name: str = "") -> FileClips:
     source = _grouped(name or PurePosixPath(paths[0]).stem, places, {n: f"{p.offset}|{p.size}" for n, p in places.items()})
     source._states += [f"{n}|{state}" for n, state in states.items()]
     return source
+
+
+def _pictures(places: Sequence[Place]) -> Iterator[np.ndarray]:
+    for number, place in enumerate(places):
+        try:
+            yield readers.decode(_bytes_or_path(place))
+        except BadFile as error:
+            raise BadFile(f"frame {number}: {error.reason}") from error
 
 
 def _bytes_or_path(place: Place) -> bytes | Path:
