@@ -85,6 +85,14 @@ def many_mp4(folder: Path) -> bytes:
     return bytes(data)
 
 
+def long_mkv(folder: Path) -> bytes:
+    """An MKV that claims to last for thirty years."""
+    data = bytearray(film(folder / "l.mkv"))
+    at = data.index(b"\x44\x89\x88") + 3  # Duration, a double of milliseconds
+    data[at : at + 8] = struct.pack(">d", 1e12)
+    return bytes(data)
+
+
 PLAYLISTS = {
     "hls": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n",
     "concat": b"ffconcat version 1.0\nfile /etc/hostname\n",
@@ -93,12 +101,12 @@ PLAYLISTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["gif", "avi", "jpeg", "seconds", "frames"])
+@pytest.mark.parametrize("name", ["gif", "avi", "jpeg", "seconds", "years", "frames"])
 def test_a_film_that_claims_too_much_is_refused(tmp_path: Path, decoder: Decoder, name: str) -> None:
     data, reason = {
         "gif": (lambda f: huge_gif(), "million pixels|broken"), "avi": (huge_avi, "million pixels|broken"),
         "jpeg": (lying_avi, "million pixels|broken|memory"), "seconds": (long_mp4, "cut it into parts|broken|truncated"),
-        "frames": (many_mp4, "cut it into parts|broken|memory|truncated"),
+        "years": (long_mkv, "cut it into parts"), "frames": (many_mp4, "cut it into parts|broken|memory|truncated"),
     }[name]  # fmt: skip
     path = tmp_path / "bomb"
     path.write_bytes(data(tmp_path))

@@ -275,7 +275,8 @@ def _video(stream: BinaryIO, kind: str, order: dict[str, Any], out: _Out) -> dic
         if video.codec_context is None or video.codec_context.name not in CODECS:
             raise BadFile(f"video coded as {getattr(video.codec_context, 'name', 'something unknown')}, which is not read")
         _check_size(video.codec_context.height, video.codec_context.width, order)
-        seconds = float((video.duration or 0) * (video.time_base or 0))
+        # WebM and MKV tell the length of the whole file only, in millionths of a second.
+        seconds = max(float((video.duration or 0) * (video.time_base or 0)), (file.duration or 0) / 1e6)
         if video.frames > order["max_frames"] or seconds > order["max_s"]:
             raise BadFile(f"{video.frames:,} frames in {seconds:,.0f} s, more than is read at once; cut it into parts")
         video.codec_context.thread_count = 1
