@@ -135,10 +135,14 @@ def test_memory_and_time_are_limited_and_the_next_file_is_read(tmp_path: Path) -
         with pytest.raises(BadFile, match="memory|ended"):
             small.read(Place(str(tmp_path / "large.gif")))
         assert len(small.read(Place(str(tmp_path / "f.avi")))[0]) == 12
-        small.limits = Limits(memory_bytes=48 * 2**20, stall_s=1e-6)
+        small.limits = Limits(memory_bytes=48 * 2**20, stall_s=0.2)
+        assert small._process is not None
+        os.kill(small._process.pid, signal.SIGSTOP)  # as a file does that is never done
         with pytest.raises(BadFile, match="not read in time"):
             small.read(Place(str(tmp_path / "f.avi")))
         assert small._process is None, "it was ended"
+        small.limits = Limits(memory_bytes=48 * 2**20)
+        assert len(small.read(Place(str(tmp_path / "f.avi")))[0]) == 12
 
 
 def test_the_reading_process_has_nothing_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
