@@ -60,7 +60,7 @@ bench: $(VENV)/.installed-dev
 
 speed: $(VENV)/.installed-dev
 	$(PIP_INSTALL) -e ".[bench]"
-	for name in choices loading cuts; do $(BIN)/python benchmarks/speed_$$name.py || exit 1; done
+	for name in choices loading cuts worlds; do $(BIN)/python benchmarks/speed_$$name.py || exit 1; done
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/cluster.py

@@ -249,6 +249,17 @@ def test_missing_arguments_are_named(capsys: pytest.CaptureFixture[str]) -> None
     assert run(capsys, "data", "chekc", "x")[0] == 2
 
 
+def test_data_make_and_check_say_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "data", "make", "w-sprites")
+    assert code == 2 and "data make w-sprites DIR" in err
+    code, _, err = run(capsys, "data", "make", "w-sprite", str(tmp_path / "w"))
+    assert code == 2 and "Did you mean 'w-sprites'?" in err
+    code, _, err = run(capsys, "data", "make", "w-sprites", str(tmp_path / "w"), "--set", "ground=sky")
+    assert code == 2 and "sky" in err and not (tmp_path / "w").exists()
+    code, _, err = run(capsys, "data", "check", "sample:things", str(tmp_path / "w"))
+    assert code == 2 and "one source" in err
+
+
 def test_methods_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     from selftaught.registry import methods
 

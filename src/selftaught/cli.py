@@ -251,27 +251,39 @@ def methods(method: Positional[Annotated[str | None, arg(metavar="[METHOD]")]] =
 
 
 def data(
-    action: Positional[Annotated[Literal["check"], arg(metavar="check")]],
+    action: Positional[Annotated[Literal["check", "make"], arg(metavar="{check,make}")]],
     source: Data,
+    folder: Positional[Annotated[str | None, arg(metavar="[DIR]")]] = None,
     *,
     json: Annotated[str | None, arg(metavar="FILE")] = None,
-) -> None:
-    """`selftaught data check DATA` reports what is there and what is wrong with it.
+    kind: Literal["auto", "pictures", "clips"] = "auto", clips: Annotated[int, arg(metavar="N")] = 3000,
+    seed: int = 0, size: Size = "small",
+    set_fields: UseAppendAction[Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE")]] = (),
+) -> None:  # fmt: skip
+    """`data check DATA` reports what is there and what is wrong with it; `data make WORLD DIR` writes clips with truth.
 
     Args:
-        action: The word check.
-        source: Folder, list file, tar shards, .npz, or sample:things.
-        json: Also write the report to this file.
+        action: check, or make.
+        source: Folder, list file, tar shards, .npz, video or sample:things; for make a world, w-sprites or flare.
+        folder: make: new folder to write to.
+        json: check: also write the report to this file.
+        kind: check: pictures or clips; auto takes a folder with videos in it as clips.
+        clips: make: number of clips; every fifth is for test.
+        seed: make: seed of the clips.
+        size: make: tiny (32x32), small (48x64), paper (96x128).
+        set_fields: make: change a field of the recipe, e.g. --set correlated=false.
     """
+    from selftaught import look
+
+    if action == "make" and folder is None:
+        raise ConfigError("`selftaught data make` needs a folder to write to.", expected=f"data make {source} DIR")
+    if action == "check" and folder is not None:
+        raise ConfigError("`selftaught data check` looks at one source.", do=f"Leave '{folder}' away.")
+    if folder is not None:
+        print("\n".join(look.make(source, folder, clips, seed, size, set_fields)))
+        return
     check_data(source)
-    from selftaught.data.check import check
-
-    report = check(source)
-    print("\n".join(report.lines()))
-    if json is not None:
-        from selftaught.core.config import write_json
-
-        write_json(Path(json), report.to_json())
+    print("\n".join(look.check(source, kind, json)))
 
 
 def export(
