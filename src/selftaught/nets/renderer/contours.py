@@ -78,7 +78,7 @@ def blend_contours(
 ) -> Tensor:
     """Return `canvas` (B, H, W, C) with the contours blended.
 
-    xy: (B, V, 2) in pixels, carries the gradient; z: (B, V) order of depth; areas, usable: (B, F); slopes: (B, F, 2), what z
+    xy: (B, V, 2) in pixels, carries the gradient; z: (B, V) order of depth; areas, usable: (B, F); slopes: (2, B, F), what z
     gains per pixel to the right and downwards on each face.
     """
     edges = _on_screen(xy, z, areas, usable, topology)
@@ -93,8 +93,8 @@ def blend_contours(
     owner, other = torch.where(low, first, first + step), torch.where(low, first + step, first)
     depth, face = raster.z.reshape(-1), raster.face.reshape(-1)
     seen = face[owner]
-    slope = slopes.reshape(-1, 2)[edges.picture[crossings.edge] * areas.shape[1] + seen.clamp_min(0)].abs()
-    rise = torch.where(steep, slope[:, 0], slope[:, 1]) if len(slope) else crossings.z
+    slope = slopes.reshape(2, -1)[:, edges.picture[crossings.edge] * areas.shape[1] + seen.clamp_min(0)].abs()
+    rise = torch.where(steep, slope[0], slope[1])
     visible = (seen >= 0) & (crossings.z < depth[other]) & (crossings.z >= depth[owner] - rise - _BEHIND)
     kept = _nearest(visible, torch.where(steep, 0, len(face)) + first, crossings.z, 2 * len(face))
     owner, other = owner[kept], other[kept]
@@ -115,8 +115,8 @@ def _on_screen(xy: Tensor, z: Tensor, areas: Tensor, usable: Tensor, topology: T
     base = picture * vertices
     a, b = base + topology.edges[edge, 0], base + topology.edges[edge, 1]
     faces = topology.edge_faces[edge]
-    sizes = torch.where(usable[picture[:, None], faces.clamp_min(0)] & (faces >= 0), 1.0, -1.0) * 1.0
-    sizes = torch.where(sizes > 0, areas[picture[:, None], faces.clamp_min(0)].abs(), sizes)
+    at = picture[:, None] * areas.shape[1] + faces.clamp_min(0)
+    sizes = torch.where(usable.reshape(-1)[at] & (faces >= 0), areas.reshape(-1)[at].abs(), -1)
     # At a fold both faces lie on the same side; the larger one says which with less rounding.
     apex = base + topology.apexes[edge].gather(1, sizes.argmax(1, keepdim=True))[:, 0]
     pa, pb = flat.index_select(0, a), flat.index_select(0, b)

@@ -4,16 +4,17 @@ For a face with corners p0, p1, p2 on the screen the barycentric weights are aff
 
     w_k(x, y) = w_k(x0, y0) + (x - x0) dw_k/dx + (y - y0) dw_k/dy,      inside: all w_k >= -1e-6,
 
-and so is an order of depth z (the depth itself for an orthographic camera, -1 / depth in perspective). Candidates are
-the pixel centres in the box around each face. Of all faces at a pixel the one with the smallest key
-(z in 2^30 steps) * 2^24 + face is seen: nearest first, then the lower number. Both engines do the same arithmetic, so that
-their answers are the same bits. No gradient passes here.
+and so is an order of depth z (the depth itself for an orthographic camera, -1 / depth in perspective). In each row of
+pixel centres that a face reaches, the three inequalities give the first and the last pixel inside. Of all faces at a
+pixel the one with the smallest key (z in 2^30 steps) * 2^24 + face is seen: nearest first, then the lower number. Both
+engines do the same arithmetic, so that their answers are the same bits. No gradient passes here.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -30,8 +31,10 @@ _FACE_BITS = 24
 _STEPS = 2.0**30
 _EMPTY = 2**62
 _INSIDE = -1e-6
-_CANDIDATES = 2**22
-"""Most pairs of face and pixel that are looked at at once, about 300 MB."""
+_TINY = 1e-30
+"""Instead of a slope of exactly 0 along a row: the bound is then before or behind all pixels."""
+_AT_ONCE = 2**22
+"""Most pairs of face and pixel of the boxes that are looked at at once, at most about 300 MB."""
 
 
 class Raster(NamedTuple):
@@ -44,16 +47,19 @@ class Raster(NamedTuple):
 
 
 class FaceSetup(NamedTuple):
-    """The faces that have candidate pixels: N of all B * F."""
+    """The faces that have pixel centres in their boxes: N of all B * F."""
 
-    picture: Tensor
-    """(N,) int64, the number in the batch."""
+    place: Tensor
+    """(N,) int64, the first pixel of the box, of B * H * W."""
     face: Tensor
     """(N,) int64."""
-    box: Tensor
-    """(N, 4) int64: first column and row, columns, rows."""
+    wide: Tensor
+    """(N,) int64, columns of the box."""
+    high: Tensor
+    """(N,) int64, rows of the box."""
     planes: Tensor
-    """(N, 9): w_0, w_1 and z at the first pixel centre of the box, and what each gains per column and per row."""
+    """(N, 12): w_0, w_1, w_2 and z at the first pixel centre; what each gains per row; 1 / what w_k gains per column (3), and
+    what z gains per column."""
 
 
 def numba_is_there() -> bool:
@@ -74,130 +80,144 @@ def choose_engine(engine: str, like: Tensor) -> str:
     return engine
 
 
-def rasterise(corners: Tensor, z: Tensor, usable: Tensor, height_px: int, width_px: int, engine: str = "auto") -> Raster:
+def rasterise(corners: Tensor, drawn: Tensor, height_px: int, width_px: int, engine: str = "auto") -> Raster:
     """Find the face that is seen at each pixel centre.
 
-    corners: (B, F, 3, 2), faces on the screen in pixels. z: (B, F, 3) in [0, 1], affine on the screen, growing away.
-    usable: (B, F) bool, faces to be drawn. Twice the area of a face must exceed AREA_MIN_PX2.
+    corners: (3, 3, B, F), x and y in pixels and z in [0, 1] of the three corners; z is affine on the screen and grows away.
+    drawn: (B, F) bool, the faces to be drawn; twice their areas must exceed AREA_MIN_PX2.
     """
     with torch.no_grad():
-        setup = _set_up(corners, z, usable, height_px, width_px)
+        batch = drawn.shape[0]
+        setup = _set_up(corners, drawn, height_px, width_px)
         if choose_engine(engine, corners) == "numba":
-            keys = _keys_numba(setup, len(corners), height_px, width_px)
+            keys = _keys_numba(setup, batch * height_px * width_px, width_px)
         else:
-            keys = _keys_torch(setup, len(corners), height_px, width_px)
+            keys = _keys_torch(setup, batch * height_px * width_px, width_px)
         empty = keys == _EMPTY
         face = (keys & (2**_FACE_BITS - 1)).masked_fill_(empty, -1)
         found = (keys >> _FACE_BITS).to(corners.dtype).mul_(1 / _STEPS).masked_fill_(empty, torch.inf)
-        shape = (len(corners), height_px, width_px)
+        shape = (batch, height_px, width_px)
         return Raster(face.reshape(shape), found.reshape(shape))
 
 
 def signed_areas(corners: Tensor) -> Tensor:
-    """Twice the signed area in px^2 (B, F) of corners (B, F, 3, 2); above 0 for faces that turn their outside to the camera.
+    """Twice the signed area in px^2 (B, F) of corners (3, 3, B, F); above 0 for faces that turn their outside to the camera.
 
     y grows downwards on the screen, hence the order of the factors.
     """
-    (ax, ay), (bx, by), (cx, cy) = (corner.unbind(-1) for corner in corners.unbind(2))
+    (ax, bx, cx), (ay, by, cy) = corners[0], corners[1]
     return (by - ay) * (cx - ax) - (bx - ax) * (cy - ay)
 
 
-def _set_up(corners: Tensor, z: Tensor, usable: Tensor, height_px: int, width_px: int) -> FaceSetup:
-    low, high = corners.amin(2), corners.amax(2)
-    limit = corners.new_tensor([width_px - 1, height_px - 1])
-    # Clamped before the conversion: what is far outside does not fit into an integer.
-    first = torch.minimum((low - 0.5).ceil().clamp_min(0), limit + 1)
-    last = torch.minimum((high - 0.5).floor().clamp_min(-1), limit)
-    some = usable & (last >= first).all(-1)
+def _set_up(corners: Tensor, drawn: Tensor, height_px: int, width_px: int) -> FaceSetup:
+    first, size = [], []
+    some = drawn
+    for (a, b, c), limit in ((corners[0], width_px), (corners[1], height_px)):
+        # Clamped before the conversion to integers: what is far outside does not fit into one.
+        low = (torch.minimum(torch.minimum(a, b), c) - 0.5).ceil().clamp(0, limit)
+        high = (torch.maximum(torch.maximum(a, b), c) - 0.5).floor().clamp(-1, limit - 1)
+        some = some & (high >= low)
+        first.append(low)
+        size.append(high - low + 1)
     picture, face = some.nonzero(as_tuple=True)
-    box = torch.cat([first, last - first + 1], -1)[picture, face]
-    corners, z = corners[picture, face], z[picture, face]
-    x, y = corners[..., 0].T, corners[..., 1].T  # (3, N)
-    ex0, ey0, ex1, ey1 = x[1] - x[0], y[1] - y[0], x[2] - x[0], y[2] - y[0]
-    inverse = 1 / (ex0 * ey1 - ey0 * ex1)
-    px, py = box[:, 0] + 0.5, box[:, 1] + 0.5
-    planes = corners.new_empty(len(face), 9)
-    for k, (a, b) in enumerate(((1, 2), (2, 0))):
-        dx, dy = (y[a] - y[b]) * inverse, (x[b] - x[a]) * inverse
-        planes[:, k] = ((x[a] - px) * (y[b] - py) - (y[a] - py) * (x[b] - px)) * inverse
-        planes[:, 3 + k], planes[:, 6 + k] = dx, dy
+    at = picture * drawn.shape[1] + face
+    x, y, z = corners.reshape(9, -1).index_select(1, at).reshape(3, 3, -1)
+    x0, y0 = first[0].reshape(-1)[at], first[1].reshape(-1)[at]
+    wide, high = size[0].reshape(-1)[at].long(), size[1].reshape(-1)[at].long()
+    inverse = 1 / ((x[1] - x[0]) * (y[2] - y[0]) - (y[1] - y[0]) * (x[2] - x[0]))
+    px, py = x0 + 0.5, y0 + 0.5
+    x, y = x - px, y - py  # from the first pixel centre, so that far ones lose no digits
+    at_first = [(x[a] * y[b] - y[a] * x[b]) * inverse for a, b in ((1, 2), (2, 0))]
+    per_column = [(y[a] - y[b]) * inverse for a, b in ((1, 2), (2, 0))]
+    per_row = [(x[b] - x[a]) * inverse for a, b in ((1, 2), (2, 0))]
     # z as an affine function of the weights, so that it is exact at the corners.
-    z0, z1 = z[:, 0] - z[:, 2], z[:, 1] - z[:, 2]
-    for start in (0, 3, 6):
-        planes[:, start + 2] = z0 * planes[:, start] + z1 * planes[:, start + 1]
-    planes[:, 2] += z[:, 2]
-    return FaceSetup(picture, face, box.long(), planes)
+    rise = z[0] - z[2], z[1] - z[2]
+    climb = [rise[0] * part[0] + rise[1] * part[1] for part in (at_first, per_row, per_column)]
+    at_first += [1 - at_first[0] - at_first[1], climb[0] + z[2]]
+    per_row += [-per_row[0] - per_row[1], climb[1]]
+    per_column.append(-per_column[0] - per_column[1])
+    bounds = [1 / torch.where(gain == 0, _TINY, gain) for gain in per_column]
+    planes = torch.stack([*at_first, *per_row, *bounds, climb[2]], 1)
+    place = (picture * height_px + y0.long()) * width_px + x0.long()
+    return FaceSetup(place, face, wide, high, planes)
 
 
-def _keys_torch(setup: FaceSetup, batch: int, height_px: int, width_px: int) -> Tensor:
-    """(B * H * W,) int64 keys of the nearest faces."""
-    keys = torch.full((batch * height_px * width_px,), _EMPTY, dtype=torch.int64, device=setup.face.device)
-    sizes = setup.box[:, 2] * setup.box[:, 3]
-    ends = sizes.cumsum(0)
+def _keys_torch(setup: FaceSetup, pixels: int, width_px: int) -> Tensor:
+    """(pixels,) int64 keys of the nearest faces."""
+    keys = torch.full((pixels,), _EMPTY, dtype=torch.int64, device=setup.face.device)
+    ends = (setup.wide * setup.high).cumsum(0)
     begin = 0
-    while begin < len(sizes):
+    while begin < len(ends):
         done = int(ends[begin - 1]) if begin else 0
-        end = max(begin + 1, int(torch.searchsorted(ends, done + _CANDIDATES, right=True)))
-        part = slice(begin, end)
-        _add_candidates(keys, FaceSetup(*(field[part] for field in setup)), sizes[part], height_px, width_px)
+        end = max(begin + 1, int(torch.searchsorted(ends, done + _AT_ONCE, right=True)))
+        _add_faces(keys, FaceSetup(*(field[begin:end] for field in setup)), width_px)
         begin = end
     return keys
 
 
-def _add_candidates(keys: Tensor, setup: FaceSetup, sizes: Tensor, height_px: int, width_px: int) -> None:
+def _add_faces(keys: Tensor, setup: FaceSetup, width_px: int) -> None:
     """Lower `keys` to those of the faces in `setup` at the pixels inside of them."""
-    start = sizes.cumsum(0) - sizes
-    owner = torch.repeat_interleave(sizes)
-    kind = setup.planes.dtype
-    pixel = torch.arange(len(owner), device=keys.device) - start[owner]
-    wide = setup.box[:, 2][owner]
-    down = torch.div(pixel, wide, rounding_mode="floor")
-    right = pixel - down * wide
-    x, y = right.to(kind), down.to(kind)
-    planes = setup.planes[owner]
-    w0 = planes[:, 0] + x * planes[:, 3] + y * planes[:, 6]
-    w1 = planes[:, 1] + x * planes[:, 4] + y * planes[:, 7]
-    inside = (torch.minimum(torch.minimum(w0, w1), 1 - w0 - w1) >= _INSIDE).nonzero()[:, 0]
-    planes, owner = planes[inside], owner[inside]
-    z = planes[:, 2] + x[inside] * planes[:, 5] + y[inside] * planes[:, 8]
+    owner, down = _expand(setup.high)
+    planes = setup.planes.index_select(0, owner)
+    kind = planes.dtype
+    now = planes[:, :4] + down.to(kind)[:, None] * planes[:, 4:8]
+    bounds = (_INSIDE - now[:, :3]) * planes[:, 8:11]
+    grows = planes[:, 8:11] > 0
+    low = torch.where(grows, bounds, 0).amax(1).ceil()
+    last = (setup.wide - 1).index_select(0, owner).to(kind)
+    high = torch.minimum(torch.where(grows, torch.inf, bounds).amin(1).floor(), last)
+    count = (high - low + 1).clamp_min(0).long()
+    row, right = _expand(count)
+    right = right + low.clamp_max(width_px).long().index_select(0, row)
+    z = now[:, 3].index_select(0, row) + right.to(kind) * planes[:, 11].index_select(0, row)
     steps = (z.clamp(0, 1) * _STEPS).long()
-    box = setup.box[owner]
-    place = (setup.picture[owner] * height_px + box[:, 1] + down[inside]) * width_px + box[:, 0] + right[inside]
-    keys.scatter_reduce_(0, place, (steps << _FACE_BITS) | setup.face[owner], "amin")
+    start = setup.place.index_select(0, owner) + down * width_px
+    face = setup.face.index_select(0, owner).index_select(0, row)
+    keys.scatter_reduce_(0, start.index_select(0, row) + right, (steps << _FACE_BITS) | face, "amin")
 
 
-def _keys_numba(setup: FaceSetup, batch: int, height_px: int, width_px: int) -> Tensor:
+def _expand(count: Tensor) -> tuple[Tensor, Tensor]:
+    """For (N,) counts: each number 0..N-1 as often as its count says, and 0, 1, 2, ... within each."""
+    owner = torch.repeat_interleave(count)
+    start = count.cumsum(0) - count
+    return owner, torch.arange(len(owner), device=count.device) - start.index_select(0, owner)
+
+
+def _keys_numba(setup: FaceSetup, pixels: int, width_px: int) -> Tensor:
     """The same by loops."""
-    keys = torch.full((batch * height_px * width_px,), _EMPTY, dtype=torch.int64)
-    parts = [part.contiguous().numpy() for part in setup]
-    _compiled()(*parts, keys.numpy(), height_px, width_px)
+    keys = torch.full((pixels,), _EMPTY, dtype=torch.int64)
+    _compiled()(*(part.contiguous().numpy() for part in setup), keys.numpy(), width_px)
     return keys
 
 
 @functools.cache
 def _compiled() -> Any:
-    """The loops over faces and their boxes, compiled once in each process (about two seconds)."""
+    """The loops over faces, rows and pixels, compiled once in each process (about two seconds)."""
     import numba
 
     # No fastmath: it would round otherwise than torch does.
-    return numba.njit(cache=False, nogil=True)(_loops)
+    return numba.njit(nogil=True)(_loops)
 
 
-def _loops(
-    picture: Any, face: Any, box: Any, planes: Any, keys: Any, height_px: int, width_px: int
-) -> None:  # pragma: no cover - numba compiles it
+def _loops(place: Any, face: Any, wide: Any, high: Any, planes: Any, keys: Any, width_px: int) -> None:
     for n in range(face.shape[0]):
         p = planes[n]
-        one, steps = p.dtype.type(1), p.dtype.type(_STEPS)
-        for down in range(box[n, 3]):
-            y = p.dtype.type(down)
-            row = (picture[n] * height_px + box[n, 1] + down) * width_px + box[n, 0]
-            for right in range(box[n, 2]):
-                x = p.dtype.type(right)
-                w0 = p[0] + x * p[3] + y * p[6]
-                w1 = p[1] + x * p[4] + y * p[7]
-                if w0 >= _INSIDE and w1 >= _INSIDE and one - w0 - w1 >= _INSIDE:
-                    z = min(max(p[2] + x * p[5] + y * p[8], p.dtype.type(0)), one)
-                    key = (int(z * steps) << _FACE_BITS) | face[n]
-                    if key < keys[row + right]:
-                        keys[row + right] = key
+        kind = p.dtype.type
+        zero, one, steps, edge = kind(0), kind(1), kind(_STEPS), kind(_INSIDE)
+        for down in range(high[n]):
+            y = kind(down)
+            first, last = zero, kind(wide[n] - 1)
+            for k in range(3):
+                bound = (edge - (p[k] + y * p[4 + k])) * p[8 + k]
+                if p[8 + k] > zero:
+                    first = max(first, bound)
+                else:
+                    last = min(last, bound)
+            if not first <= last:
+                continue
+            start = place[n] + down * width_px
+            now = p[3] + y * p[7]
+            for right in range(int(math.ceil(first)), int(math.floor(last)) + 1):
+                z = min(max(now + kind(right) * p[11], zero), one)
+                key = (int(z * steps) << _FACE_BITS) | face[n]
+                keys[start + right] = min(keys[start + right], key)

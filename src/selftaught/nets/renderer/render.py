@@ -14,7 +14,7 @@ from selftaught.nets.renderer.cameras import Camera, Screen
 from selftaught.nets.renderer.contours import blend_contours
 from selftaught.nets.renderer.meshes import Topology, face_normals, unit, vertex_normals
 from selftaught.nets.renderer.raster import AREA_MIN_PX2, FAR_PX, Raster, choose_engine, rasterise, signed_areas
-from selftaught.nets.renderer.shading import Light, Seen, check_texture, sample_texture, seen_pixels, weights
+from selftaught.nets.renderer.shading import Light, Seen, check_texture, mix, sample_texture, seen_pixels, weights
 
 LARGEST = 1e9
 """Coordinates beyond this are refused: their products leave float32."""
@@ -49,7 +49,7 @@ class _Scene:
     usable: Tensor
     """(B, F) bool, faces in front of the camera and not absurdly large."""
     slopes: Tensor
-    """(B, F, 2), what the order of depth gains per pixel to the right and downwards; no gradient."""
+    """(2, B, F), what the order of depth gains per pixel to the right and downwards; no gradient."""
     raster: Raster
     seen: Seen
 
@@ -148,25 +148,22 @@ def _look(
         span = (order.amax(1, keepdim=True) if order.shape[1] else low) - low
         # Off 0 and 1, so that nothing is clamped on the way through the z-buffer.
         order = 0.01 + 0.98 * (order - low) / torch.where(span > 0, span, torch.ones_like(span))
-        corners = screen.xy.index_select(1, faces.reshape(-1)).reshape(batch, len(faces), 3, 2)
+        corners = torch.cat([screen.xy.permute(2, 0, 1), order[None]]).reshape(3 * batch, -1)
+        corners = corners.index_select(1, faces.T.reshape(-1)).reshape(3, batch, 3, len(faces)).transpose(1, 2)
         placed = screen.seen & (screen.xy.abs().amax(-1) <= FAR_PX)
         usable = placed[:, faces[:, 0]] & placed[:, faces[:, 1]] & placed[:, faces[:, 2]]
         areas = signed_areas(corners)
         drawn = usable & ((areas if cull else areas.abs()) > AREA_MIN_PX2)
-        z = order.index_select(1, faces.reshape(-1)).reshape(batch, len(faces), 3)
-        raster = rasterise(corners, z, drawn, height, width, engine)
-        slopes = _slopes(corners, z, areas)
+        raster = rasterise(corners, drawn, height, width, engine)
+        slopes = _slopes(corners, areas)
     return _Scene(topology, camera, screen, order, areas, usable, slopes, raster, seen_pixels(raster.face, points))
 
 
-def _slopes(corners: Tensor, z: Tensor, areas: Tensor) -> Tensor:
-    """(B, F, 2): dz/dx and dz/dy of the plane through each face."""
-    first, second = corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0]
-    rise, rise2 = z[:, :, 1] - z[:, :, 0], z[:, :, 2] - z[:, :, 0]
-    over = torch.where(areas.abs() > AREA_MIN_PX2, -1 / areas, torch.zeros_like(areas))
-    dx = (rise * second[..., 1] - rise2 * first[..., 1]) * over
-    dy = (rise2 * first[..., 0] - rise * second[..., 0]) * over
-    return torch.stack([dx, dy], -1)
+def _slopes(corners: Tensor, areas: Tensor) -> Tensor:
+    """(2, B, F): dz/dx and dz/dy of the plane through each face with corners (3, 3, B, F)."""
+    (x1, y1, z1), (x2, y2, z2) = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    over = torch.where(areas.abs() > AREA_MIN_PX2, -1 / areas, 0)
+    return torch.stack([(z1 * y2 - z2 * y1) * over, (z2 * x1 - z1 * x2) * over])
 
 
 def _vertex_attributes(
@@ -189,26 +186,26 @@ def _vertex_attributes(
 
 
 def _interpolate(scene: _Scene, attributes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights (N, 3), attributes (N, D) and depth (N,) at the pixels that are seen."""
+    """Weights (3, N), attributes (N, D) and depth (N,) at the pixels that are seen."""
     batch, count, wide = attributes.shape
-    table = torch.cat([scene.screen.xy, scene.screen.depth[..., None], attributes], 2).reshape(-1, wide + 3)
+    table = torch.cat([scene.screen.depth[..., None], attributes], 2).reshape(-1, wide + 1)
     seen = scene.seen
-    vertices = (scene.topology.faces[seen.face] + (seen.picture * count)[:, None]).reshape(-1)
-    rows = table.index_select(0, vertices).reshape(-1, 3, wide + 3)
-    depth = rows[..., 2]
-    found = weights(rows[..., :2], 1 / depth if scene.camera.perspective else None, seen.centre)
-    mixed = (found[:, None] @ rows[..., 2:])[:, 0]
+    vertices = (scene.topology.faces.T.index_select(1, seen.face) + seen.picture * count).reshape(-1)
+    corners = scene.screen.xy.reshape(-1, 2).T.index_select(1, vertices).reshape(2, 3, -1)
+    rows = table.index_select(0, vertices).reshape(3, -1, wide + 1)
+    inverse = 1 / rows[..., 0] if scene.camera.perspective else None
+    found = weights(corners, inverse, seen.centre)
+    mixed = mix(found, rows)
     return found, mixed[:, 1:], mixed[:, 0]
 
 
 def _interpolate_uv(scene: _Scene, found: Tensor, uv: Tensor, uv_faces: Tensor) -> Tensor:
     """uv (N, 2) at the pixels that are seen."""
     count = uv.shape[-2]
-    which = uv_faces[scene.seen.face]
+    which = uv_faces.T.index_select(1, scene.seen.face)
     if uv.dim() == 3 and len(uv) > 1:
-        which = which + (scene.seen.picture * count)[:, None]
-    rows = uv.reshape(-1, 2).index_select(0, which.reshape(-1)).reshape(-1, 3, 2)
-    return (found[:, None] @ rows)[:, 0]
+        which = which + scene.seen.picture * count
+    return mix(found, uv.reshape(-1, 2).index_select(0, which.reshape(-1)).reshape(3, -1, 2))
 
 
 def _normals(scene: _Scene, points: Tensor, smooth: Tensor, flat: bool) -> Tensor:

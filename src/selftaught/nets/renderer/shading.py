@@ -48,7 +48,7 @@ class Seen(NamedTuple):
     face: Tensor
     """(N,) int64."""
     centre: Tensor
-    """(N, 2) pixel centres (x, y)."""
+    """(2, N) pixel centres, x and y."""
 
 
 def seen_pixels(face: Tensor, like: Tensor) -> Seen:
@@ -59,21 +59,25 @@ def seen_pixels(face: Tensor, like: Tensor) -> Seen:
     picture = torch.div(place, height * width, rounding_mode="floor")
     rest = place - picture * (height * width)
     row = torch.div(rest, width, rounding_mode="floor")
-    centre = torch.stack([rest - row * width, row], 1).to(like.dtype) + 0.5
+    centre = torch.stack([rest - row * width, row]).to(like.dtype) + 0.5
     return Seen(place, picture, flat[place], centre)
 
 
 def weights(corners: Tensor, inverse_depth: Tensor | None, centre: Tensor) -> Tensor:
-    """Barycentric weights (N, 3) of pixel centres (N, 2) in faces with corners (N, 3, 2) on the screen; their sum is 1.
+    """Barycentric weights (3, N) of pixel centres (2, N) in faces with corners (2, 3, N) on the screen; their sum is 1.
 
-    inverse_depth (N, 3): perspective-correct, w_k ~ a_k / depth_k with a_k the area opposite of corner k. None: affine.
+    inverse_depth (3, N): perspective-correct, w_k ~ a_k / depth_k with a_k the area opposite of corner k. None: affine.
     """
-    x, y = (corners - centre[:, None]).unbind(2)
-    (x0, x1, x2), (y0, y1, y2) = x.unbind(1), y.unbind(1)
-    areas = torch.stack([x1 * y2 - x2 * y1, x2 * y0 - x0 * y2, x0 * y1 - x1 * y0], 1)
+    (x0, x1, x2), (y0, y1, y2) = corners - centre[:, None]
+    areas = torch.stack([x1 * y2 - x2 * y1, x2 * y0 - x0 * y2, x0 * y1 - x1 * y0])
     if inverse_depth is not None:
         areas = areas * inverse_depth
-    return areas / areas.sum(1, keepdim=True)
+    return areas / areas.sum(0)
+
+
+def mix(found: Tensor, rows: Tensor) -> Tensor:
+    """Attributes (N, D) from weights (3, N) and those of the corners (3, N, D)."""
+    return found[0, :, None] * rows[0] + found[1, :, None] * rows[1] + found[2, :, None] * rows[2]
 
 
 def sample_texture(texture: Tensor, uv: Tensor, seen: Seen, height_px: int, width_px: int) -> Tensor:
