@@ -6,9 +6,10 @@ object's side. With t in [0, 1] the distance of the crossing from the owner's ce
     t > 1/2:  the other pixel += (t - 1/2) D          t < 1/2:  the owner += (t - 1/2) D
 
 which is the exact coverage for straight contours, continuous when the contour passes a pixel centre, and differentiable
-in t. Steep edges (|dy| >= |dx|) act along rows, the others along columns. Schemes that start from pairs of pixels with
-different faces (Laine et al., "Modular Primitives for High-Performance Differentiable Rendering", 2020) find the
-edge only when its thin face happens to be seen at a pixel centre; starting from the edge misses none.
+in t. Where a pixel would be given away more than once, its shares are divided by their sum. Steep edges (|dy| >= |dx|) act
+along rows, the others along columns. Schemes that start from pairs of pixels with different faces (Laine et al., "Modular
+Primitives for High-Performance Differentiable Rendering", 2020) find the edge only when its thin face happens to be seen
+at a pixel centre; starting from the edge misses none.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def blend_contours(
     owner, other = torch.where(low, first, first + step), torch.where(low, first + step, first)
     depth, face = raster.z.reshape(-1), raster.face.reshape(-1)
     seen = face[owner]
-    slope = slopes.reshape(2, -1)[:, edges.picture[crossings.edge] * areas.shape[1] + seen.clamp_min(0)].abs()
+    slope = slopes.reshape(2, -1).index_select(1, edges.picture[crossings.edge] * areas.shape[1] + seen.clamp_min(0)).abs()
     rise = torch.where(steep, slope[0], slope[1])
     visible = (seen >= 0) & (crossings.z < depth[other]) & (crossings.z >= depth[owner] - rise - _BEHIND)
     kept = _nearest(visible, torch.where(steep, 0, len(face)) + first, crossings.z, 2 * len(face))
@@ -101,8 +102,11 @@ def blend_contours(
     centre = crossings.before[kept] + 0.5 + (~low[kept]).to(canvas.dtype)
     share = (crossings.u[kept] - centre).abs().clamp(0, 1) - 0.5
     flat = canvas.reshape(-1, channels)
-    change = share[:, None] * (flat.index_select(0, owner) - flat.index_select(0, other))
     target = torch.where(share.detach() > 0, other, owner)
+    # Where several contours meet in one pixel their shares may exceed it; then they divide it, and no colour overshoots.
+    taken = share.new_zeros(len(flat)).index_add(0, target, share.abs()).clamp_min(1)
+    share = share / taken.index_select(0, target)
+    change = share[:, None] * (flat.index_select(0, owner) - flat.index_select(0, other))
     return flat.index_add(0, target, change).reshape(canvas.shape)
 
 

@@ -58,7 +58,7 @@ class FaceSetup(NamedTuple):
     high: Tensor
     """(N,) int64, rows of the box."""
     planes: Tensor
-    """(N, 12): w_0, w_1, w_2 and z at the first pixel centre; what each gains per row; 1 / what w_k gains per column (3), and
+    """(12, N): w_0, w_1, w_2 and z at the first pixel centre; what each gains per row; 1 / what w_k gains per column (3), and
     what z gains per column."""
 
 
@@ -137,7 +137,7 @@ def _set_up(corners: Tensor, drawn: Tensor, height_px: int, width_px: int) -> Fa
     per_row += [-per_row[0] - per_row[1], climb[1]]
     per_column.append(-per_column[0] - per_column[1])
     bounds = [1 / torch.where(gain == 0, _TINY, gain) for gain in per_column]
-    planes = torch.stack([*at_first, *per_row, *bounds, climb[2]], 1)
+    planes = torch.stack([*at_first, *per_row, *bounds, climb[2]])
     place = (picture * height_px + y0.long()) * width_px + x0.long()
     return FaceSetup(place, face, wide, high, planes)
 
@@ -150,7 +150,7 @@ def _keys_torch(setup: FaceSetup, pixels: int, width_px: int) -> Tensor:
     while begin < len(ends):
         done = int(ends[begin - 1]) if begin else 0
         end = max(begin + 1, int(torch.searchsorted(ends, done + _AT_ONCE, right=True)))
-        _add_faces(keys, FaceSetup(*(field[begin:end] for field in setup)), width_px)
+        _add_faces(keys, FaceSetup(*(field[..., begin:end] for field in setup)), width_px)
         begin = end
     return keys
 
@@ -158,18 +158,20 @@ def _keys_torch(setup: FaceSetup, pixels: int, width_px: int) -> Tensor:
 def _add_faces(keys: Tensor, setup: FaceSetup, width_px: int) -> None:
     """Lower `keys` to those of the faces in `setup` at the pixels inside of them."""
     owner, down = _expand(setup.high)
-    planes = setup.planes.index_select(0, owner)
-    kind = planes.dtype
-    now = planes[:, :4] + down.to(kind)[:, None] * planes[:, 4:8]
-    bounds = (_INSIDE - now[:, :3]) * planes[:, 8:11]
-    grows = planes[:, 8:11] > 0
-    low = torch.where(grows, bounds, 0).amax(1).ceil()
-    last = (setup.wide - 1).index_select(0, owner).to(kind)
-    high = torch.minimum(torch.where(grows, torch.inf, bounds).amin(1).floor(), last)
-    count = (high - low + 1).clamp_min(0).long()
-    row, right = _expand(count)
-    right = right + low.clamp_max(width_px).long().index_select(0, row)
-    z = now[:, 3].index_select(0, row) + right.to(kind) * planes[:, 11].index_select(0, row)
+    planes = setup.planes.index_select(1, owner)
+    y = down.to(planes.dtype)
+    low, high = torch.zeros_like(y), (setup.wide - 1).to(y.dtype).index_select(0, owner)
+    for k in range(3):
+        per_column = planes[8 + k]
+        bound = (_INSIDE - (planes[k] + y * planes[4 + k])) * per_column
+        grows = per_column > 0
+        low = torch.where(grows, torch.maximum(low, bound), low)
+        high = torch.where(grows, high, torch.minimum(high, bound))
+    low, high = low.ceil().clamp_max(width_px), high.floor()
+    row, right = _expand((high - low + 1).clamp_min(0).long())
+    right = right + low.long().index_select(0, row)
+    now = planes[3] + y * planes[7]
+    z = now.index_select(0, row) + right.to(y.dtype) * planes[11].index_select(0, row)
     steps = (z.clamp(0, 1) * _STEPS).long()
     start = setup.place.index_select(0, owner) + down * width_px
     face = setup.face.index_select(0, owner).index_select(0, row)
@@ -186,7 +188,8 @@ def _expand(count: Tensor) -> tuple[Tensor, Tensor]:
 def _keys_numba(setup: FaceSetup, pixels: int, width_px: int) -> Tensor:
     """The same by loops."""
     keys = torch.full((pixels,), _EMPTY, dtype=torch.int64)
-    _compiled()(*(part.contiguous().numpy() for part in setup), keys.numpy(), width_px)
+    planes = setup.planes.T.contiguous()
+    _compiled()(*(part.numpy() for part in setup[:4]), planes.numpy(), keys.numpy(), width_px)
     return keys
 
 
