@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from measuring import alternating, ratio_row, seconds, use_cpu_time, write
+from selftaught.core.allocator import keep_memory
 from selftaught.nets.renderer import Camera, Topology, icosphere, perspective_camera, render
 from selftaught.nets.renderer.raster import numba_is_there
 
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=2, help="how many of the 16 the naive SoftRas renders")
     parser.add_argument("--cpu-time", action="store_true", help="time of the processor, for one thread on a machine that is busy")
     arguments = parser.parse_args()
+    keep_memory()  # as a training does
     clock = use_cpu_time() if arguments.cpu_time else "wall clock"
     engines = ["torch", *(["numba"] if numba_is_there() else [])]
     rates = alternating(calls(arguments.pictures, engines), arguments.rounds)

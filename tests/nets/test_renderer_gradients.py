@@ -134,7 +134,7 @@ def test_interpolation_passes_gradcheck() -> None:
     corners = torch.rand(2, 3, 6, generator=made, dtype=torch.float64) * 4
     centre = (corners * (inside / inside.sum(0))).sum(1)
     inverse = torch.rand(3, 6, generator=made, dtype=torch.float64) + 0.5
-    rows = torch.rand(3, 6, 4, generator=made, dtype=torch.float64)
+    rows = torch.rand(4, 3, 6, generator=made, dtype=torch.float64)
     leaves = [part.requires_grad_() for part in (corners, inverse, rows)]
     assert torch.autograd.gradcheck(lambda c, i, r: mix(weights(c, i, centre), r), leaves)
 

@@ -77,13 +77,13 @@ def silhouettes(areas: Tensor, usable: Tensor, topology: Topology) -> Tensor:
 def blend_contours(
     canvas: Tensor, xy: Tensor, z: Tensor, areas: Tensor, usable: Tensor, topology: Topology, raster: Raster, slopes: Tensor
 ) -> Tensor:
-    """Return `canvas` (B, H, W, C) with the contours blended.
+    """Return `canvas` (C, B, H, W) with the contours blended.
 
     xy: (B, V, 2) in pixels, carries the gradient; z: (B, V) order of depth; areas, usable: (B, F); slopes: (2, B, F), what z
     gains per pixel to the right and downwards on each face.
     """
     edges = _on_screen(xy, z, areas, usable, topology)
-    batch, height, width, channels = canvas.shape
+    channels, batch, height, width = canvas.shape
     lines = torch.where(edges.steep, height, width)
     pixels = torch.where(edges.steep, width, height)
     crossings = _cross(edges, lines, pixels)
@@ -101,13 +101,13 @@ def blend_contours(
     owner, other = owner[kept], other[kept]
     centre = crossings.before[kept] + 0.5 + (~low[kept]).to(canvas.dtype)
     share = (crossings.u[kept] - centre).abs().clamp(0, 1) - 0.5
-    flat = canvas.reshape(-1, channels)
+    flat = canvas.reshape(channels, -1)
     target = torch.where(share.detach() > 0, other, owner)
     # Where several contours meet in one pixel their shares may exceed it; then they divide it, and no colour overshoots.
-    taken = share.new_zeros(len(flat)).index_add(0, target, share.abs()).clamp_min(1)
+    taken = share.new_zeros(flat.shape[1]).index_add(0, target, share.abs()).clamp_min(1)
     share = share / taken.index_select(0, target)
-    change = share[:, None] * (flat.index_select(0, owner) - flat.index_select(0, other))
-    return flat.index_add(0, target, change).reshape(canvas.shape)
+    change = share * (flat.index_select(1, owner) - flat.index_select(1, other))
+    return flat.index_add(1, target, change).reshape(canvas.shape)
 
 
 def _on_screen(xy: Tensor, z: Tensor, areas: Tensor, usable: Tensor, topology: Topology) -> Edges:

@@ -90,12 +90,12 @@ def vertex_normals(points: Tensor, topology: Topology) -> Tensor:
     return unit(total)
 
 
-def unit(vectors: Tensor) -> Tensor:
-    """Vectors (..., 3) at length 1, tiny ones at (nearly) zero; the gradient is finite everywhere."""
+def unit(vectors: Tensor, dim: int = -1) -> Tensor:
+    """Vectors along `dim` at length 1, tiny ones at (nearly) zero; the gradient is finite everywhere."""
     # Divided by the largest part first: the squares of small or large vectors leave float32.
-    scale = vectors.detach().abs().amax(-1, keepdim=True)
-    scaled = vectors / torch.where(scale > 1e-18, scale, torch.ones_like(scale))
-    return scaled / (scaled.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+    scale = vectors.detach().abs().amax(dim, keepdim=True)
+    scaled = vectors / torch.where(scale > 1e-18, scale, 1)
+    return scaled / (scaled.square().sum(dim, keepdim=True) + 1e-12).sqrt()
 
 
 def icosphere(level: int) -> tuple[Tensor, Tensor]:

@@ -28,10 +28,10 @@ class Light:
     """(B,), from 0 on."""
 
     def shade(self, normals: Tensor, picture: Tensor) -> Tensor:
-        """Factor (N, 1) for unit normals (N, 3) in the camera's frame; picture: (N,) numbers in the batch."""
-        direction = unit(self.direction).index_select(0, picture)
-        facing = (normals * direction).sum(1).clamp_min(0)
-        return (self.ambient.index_select(0, picture) + self.diffuse.index_select(0, picture) * facing)[:, None]
+        """Factor (N,) for unit normals (3, N) in the camera's frame; picture: (N,) numbers in the batch."""
+        direction = unit(self.direction).T.index_select(1, picture)
+        facing = (normals * direction).sum(0).clamp_min(0)
+        return self.ambient.index_select(0, picture) + self.diffuse.index_select(0, picture) * facing
 
     def to(self, like: Tensor) -> Light:
         """The same light with the type and device of `like`."""
@@ -76,24 +76,24 @@ def weights(corners: Tensor, inverse_depth: Tensor | None, centre: Tensor) -> Te
 
 
 def mix(found: Tensor, rows: Tensor) -> Tensor:
-    """Attributes (N, D) from weights (3, N) and those of the corners (3, N, D)."""
-    return found[0, :, None] * rows[0] + found[1, :, None] * rows[1] + found[2, :, None] * rows[2]
+    """Attributes (D, N) from weights (3, N) and those of the corners (D, 3, N)."""
+    return found[0] * rows[:, 0] + found[1] * rows[:, 1] + found[2] * rows[:, 2]
 
 
 def sample_texture(texture: Tensor, uv: Tensor, seen: Seen, height_px: int, width_px: int) -> Tensor:
-    """Colours (N, C) of textures (B, C, h, w) at uv (N, 2), bilinear: u wraps around, v ends at the border.
+    """Colours (C, N) of textures (B, C, h, w) at uv (2, N), bilinear: u wraps around, v ends at the border.
 
     (0, 0) is the upper left corner of the texture and texel centres lie at (i + 0.5) / w, as in glTF.
     """
     batch, channels, _, wide = texture.shape
     # One more column on each side, so that the filter wraps as well.
     padded = torch.cat([texture[..., -1:], texture, texture[..., :1]], 3)
-    u, v = uv.unbind(1)
+    u, v = uv
     u = ((u - u.detach().floor()) * wide + 1) / (wide + 2)
     grid = uv.new_zeros(batch * height_px * width_px, 2).index_copy(0, seen.place, torch.stack([u, v], 1) * 2 - 1)
     grid = grid.reshape(batch, height_px, width_px, 2)
     found = functional.grid_sample(padded, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return found.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, seen.place)
+    return found.transpose(0, 1).reshape(channels, -1).index_select(1, seen.place)
 
 
 def check_texture(texture: Tensor, uv: Tensor | None, batch: int, uv_count: int) -> Tensor:
