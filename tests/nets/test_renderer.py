@@ -247,6 +247,9 @@ def test_supersampling_averages_the_larger_picture() -> None:
     assert torch.allclose(small.image, torch.nn.functional.avg_pool2d(large.image, 2))
     assert small.mask.shape == small.depth.shape == small.face.shape == (1, 24, 24) and small.normals is not None
     assert bool(((small.depth > 3) | (small.depth == 0)).all())
+    back = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    behind = render(points, topology, camera, 24, background=back, supersample=2)
+    assert torch.allclose(behind.image[:, :, 0], back[:, :, 0])
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -268,6 +271,8 @@ def test_what_does_not_fit_is_refused() -> None:
         lambda: render(points[None], topology, camera, 16, texture=torch.zeros(3, 4, 4)),
         lambda: render(points[None], topology, camera, 16, texture=torch.zeros(3, 4, 4), uv=torch.zeros(5, 2)),
         lambda: render(points[None], topology, camera, 16, background=torch.zeros(1, 3, 5, 5)),
+        lambda: render(points[None], topology, camera, 16, background=torch.zeros(1, 3, 8, 8)),
+        lambda: render(points[None], topology, camera, 16, light=Light(torch.zeros(2, 3), torch.zeros(1), torch.zeros(1))),
         lambda: render(points[None], topology, camera, 16, engine="opengl"),
         lambda: Topology(faces, 11),
         lambda: Topology(faces.float(), 12),

@@ -117,12 +117,13 @@ def _on_screen(xy: Tensor, z: Tensor, areas: Tensor, usable: Tensor, topology: T
     vertices = xy.shape[1]
     flat, flat_z = xy.reshape(-1, 2), z.reshape(-1)
     base = picture * vertices
-    a, b = base + topology.edges[edge, 0], base + topology.edges[edge, 1]
-    faces = topology.edge_faces[edge]
-    at = picture[:, None] * areas.shape[1] + faces.clamp_min(0)
+    a, b = (base + end for end in topology.edges.T.index_select(1, edge))
+    faces = topology.edge_faces.T.index_select(1, edge)
+    at = picture * areas.shape[1] + faces.clamp_min(0)
     sizes = torch.where(usable.reshape(-1)[at] & (faces >= 0), areas.reshape(-1)[at].abs(), -1)
     # At a fold both faces lie on the same side; the larger one says which with less rounding.
-    apex = base + topology.apexes[edge].gather(1, sizes.argmax(1, keepdim=True))[:, 0]
+    first, second = topology.apexes.T.index_select(1, edge)
+    apex = base + torch.where(sizes[1] > sizes[0], second, first)
     pa, pb = flat.index_select(0, a), flat.index_select(0, b)
     with torch.no_grad():
         along, inwards = pb - pa, flat[apex] - pa

@@ -101,8 +101,8 @@ def render(
         colour = sampled if colours is None else sampled * tint
     normal = _normals(scene, points, smooth, flat) if light is not None or normals else None
     if light is not None and normal is not None:
-        colour = colour * light.to(points).shade(normal, scene.seen.picture)
-    canvas = _compose(scene, colour, background)
+        colour = colour * light.for_batch(points).shade(normal, scene.seen.picture)
+    canvas = _compose(scene, colour, background, supersample)
     if antialias:
         view = scene.screen.xy, scene.order, scene.areas, scene.usable
         canvas = blend_contours(canvas, *view, topology, scene.raster, scene.slopes)
@@ -218,30 +218,31 @@ def _normals(scene: _Scene, points: Tensor, smooth: Tensor, flat: bool) -> Tenso
     return unit(torch.where(turned, -smooth, smooth), 0)
 
 
-def _compose(scene: _Scene, colour: Tensor, background: Tensor | None) -> Tensor:
+def _compose(scene: _Scene, colour: Tensor, background: Tensor | None, times: int) -> Tensor:
     """Colours (C, N) over the background, with the mask as last channel: (C + 1, B, H, W)."""
     batch, height, width = scene.raster.face.shape
     channels = len(colour)
     if background is None:
         behind = colour.new_zeros(channels, batch, height, width)
     else:
-        behind = _fit_background(background.to(colour), batch, channels, height, width)
+        behind = _fit_background(background.to(colour), (batch, channels, height, width), times)
     canvas = torch.cat([behind, behind.new_zeros(1, batch, height, width)]).reshape(channels + 1, -1)
     opaque = torch.cat([colour, torch.ones_like(colour[:1])])
     return canvas.index_copy(1, scene.seen.place, opaque).reshape(channels + 1, batch, height, width)
 
 
-def _fit_background(background: Tensor, batch: int, channels: int, height: int, width: int) -> Tensor:
-    """(C, B, H, W), enlarged when the picture is rendered larger than it is returned."""
+def _fit_background(background: Tensor, shape: tuple[int, int, int, int], times: int) -> Tensor:
+    """(C, B, H, W) of the size that is rendered, `times` as large as what is returned and given."""
+    if times > 1 and background.dim() >= 2:
+        for axis in (-1, -2):
+            if background.shape[axis] > 1:
+                background = background.repeat_interleave(times, axis)
     try:
-        if background.dim() == 4 and background.shape[-1] > 1 and width % background.shape[-1] == 0:
-            background = background.repeat_interleave(width // background.shape[-1], 3)
-        if background.dim() == 4 and background.shape[-2] > 1 and height % background.shape[-2] == 0:
-            background = background.repeat_interleave(height // background.shape[-2], 2)
-        return background.expand(batch, channels, height, width).transpose(0, 1)
+        return background.expand(shape).transpose(0, 1)
     except RuntimeError:
+        wanted = (*shape[:2], shape[2] // times, shape[3] // times)
         raise ConfigError(
-            f"The background has shape {tuple(background.shape)}.", expected=f"one that broadcasts to (B, {channels}, H, W)"
+            f"The background has shape {tuple(background.shape)}.", expected=f"one that broadcasts to {wanted}"
         ) from None
 
 

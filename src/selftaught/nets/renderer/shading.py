@@ -12,6 +12,8 @@ from torch.nn import functional
 from selftaught.core.errors import ConfigError
 from selftaught.nets.renderer.meshes import unit
 
+_LIGHT = ((3,), (), ())
+
 
 @dataclass(frozen=True)
 class Light:
@@ -33,9 +35,16 @@ class Light:
         facing = (normals * direction).sum(0).clamp_min(0)
         return self.ambient.index_select(0, picture) + self.diffuse.index_select(0, picture) * facing
 
-    def to(self, like: Tensor) -> Light:
-        """The same light with the type and device of `like`."""
-        return Light(self.direction.to(like), self.ambient.to(like), self.diffuse.to(like))
+    def for_batch(self, points: Tensor) -> Light:
+        """The same light for each of points (B, V, 3), of their type and on their device; one light shines on all."""
+        batch = len(points)
+        parts = [part.to(points) for part in (self.direction, self.ambient, self.diffuse)]
+        if any(part.shape[:1] not in ((1,), (batch,)) or part.shape[1:] != end for part, end in zip(parts, _LIGHT, strict=True)):
+            shapes = [tuple(part.shape) for part in parts]
+            raise ConfigError(
+                f"The light's direction, ambient and diffuse have shapes {shapes}.", expected=f"(B, 3), (B,), (B,), B = 1 or {batch}"
+            )
+        return Light(*(part.expand(batch, *part.shape[1:]) for part in parts))
 
 
 class Seen(NamedTuple):
