@@ -189,7 +189,8 @@ def _interpolate(scene: _Scene, attributes: Tensor) -> tuple[Tensor, Tensor, Ten
     """Weights (3, N), attributes (D, N) and depth (N,) at the pixels that are seen."""
     batch, count, _ = attributes.shape
     # One table by columns: gathering from it, and adding its gradient up, is twice as fast as by rows.
-    table = torch.cat([scene.screen.xy, scene.screen.depth[..., None], attributes], 2).permute(2, 0, 1).reshape(-1, batch * count)
+    table = torch.cat([scene.screen.xy, scene.screen.depth[..., None], attributes], 2)
+    table = table.permute(2, 0, 1).reshape(table.shape[2], batch * count)
     seen = scene.seen
     vertices = (scene.topology.faces.T.index_select(1, seen.face) + seen.picture * count).reshape(-1)
     rows = table.index_select(1, vertices).reshape(len(table), 3, -1)
@@ -251,7 +252,7 @@ def _finish(scene: _Scene, canvas: Tensor, depth: Tensor, normal: Tensor | None,
     batch, height, width = scene.raster.face.shape
     listed = depth[None] if normal is None else torch.cat([depth[None], normal])
     layers = listed.new_zeros(len(listed), batch * height * width).index_copy(1, scene.seen.place, listed)
-    layers = layers.reshape(-1, batch, height, width).transpose(0, 1)
+    layers = layers.reshape(len(listed), batch, height, width).transpose(0, 1)
     picture = canvas.transpose(0, 1)
     face = scene.raster.face
     if times > 1:
