@@ -31,7 +31,7 @@ def test_icosphere(level: int) -> None:
     normals = face_normals(points[None], topology)[0]
     assert bool(((normals * points[faces].mean(1)).sum(1) > 0).all()), "outside is outside"
     assert 9.5 < float(normals.norm(dim=1).sum() / 2) < 4 * math.pi + 1e-3
-    assert torch.allclose(vertex_normals(points[None], topology)[0], points, atol=0.02)
+    assert torch.allclose(vertex_normals(points[None], topology)[0], points, atol=0.03)
 
 
 @pytest.mark.parametrize("rows, columns", [(1, 3), (2, 5), (15, 24)])
