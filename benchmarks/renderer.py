@@ -27,8 +27,8 @@ BATCH, LEVEL, SIDE = 16, 3, 64
 SIGMA, GAMMA, EPS = 1e-5, 1e-4, 1e-3
 CALLS = 5
 """Calls of ours in a round, for one of the other side."""
-SAME_MASK = 0.01
-"""Largest mean difference of the two masks."""
+SAME_MASK = 0.02
+"""Largest mean difference of the two masks; SoftRas lets the background through at the edges between small faces."""
 
 
 def scene() -> tuple[Tensor, Tensor, Topology, Camera]:
