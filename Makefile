@@ -62,6 +62,7 @@ speed: $(VENV)/.installed-dev
 	$(PIP_INSTALL) -e ".[bench]"
 	for name in choices loading cuts worlds; do $(BIN)/python benchmarks/speed_$$name.py || exit 1; done
 	$(BIN)/python benchmarks/roofline.py
+	$(BIN)/python benchmarks/renderer.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/cluster.py
 	$(if $(PICTURES),$(BIN)/python benchmarks/speed_training.py --data "$(PICTURES)" --name "$(notdir $(PICTURES))")
