@@ -377,8 +377,10 @@ class SelfMask(Method):
         if self.config.refine == "bilateral":
             sigma_px = self.image_px / 12
             soft = follow_edges(square, mask, sigma_space_px=sigma_px, sigma_luma=8.0, sigma_chroma=8.0).clamp(0, 1)
-            # The solver blurs as well: where its values part becomes 0.5. It also leaves wisps along edges of the background.
-            mask = without_wisps(moved(soft, otsu(soft[:, None], 64)[:, 0]), 2 * round(self.image_px / 48) + 1)
+            # The solver blurs as well: where its values part becomes 0.5. It also leaves wisps along edges of the background;
+            # what is left without them parts once more, so that a grey background goes where the object is lighter still.
+            opened = without_wisps(moved(soft, otsu(soft[:, None], 64)[:, 0]), 2 * round(self.image_px / 96) + 1)
+            mask = moved(opened, otsu(opened[:, None], 64)[:, 0])
         else:
             mask = moved(mask, self.part)
         return resize(mask[:, None], size)[:, 0] if tuple(size) != mask.shape[-2:] else mask
