@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -97,6 +98,23 @@ class Backbone(nn.Module):
             h, w = maps[0].shape[2:]
             return torch.cat(maps, 1)[:, :, margin : h - margin, margin : w - margin]
         return self.net(x)
+
+    def levels(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """(B, E, h, w) maps after some blocks (of a ViT, without its final norm) or stages (of a ResNet), 0 the first, -1 the last."""
+        x = self.normalise(images)
+        if isinstance(self.net, (ViT, TimmViT)):
+            return [self.as_map(tokens, images) for tokens in self.net.levels(x, blocks)]
+        maps = self.net(x) if isinstance(self.net, ResNet) else [self.net(x)]
+        return [maps[i] for i in blocks]
+
+    def pyramid(self, images: Tensor, count: int = 4) -> list[Tensor]:
+        """Up to `count` maps of different depth, finest first: the stages of a ResNet, blocks of a ViT spread over its depth."""
+        if isinstance(self.net, (ViT, TimmViT)):
+            depth = len(self.net.blocks if isinstance(self.net, ViT) else self.net.model.blocks)
+            steps = min(count, depth)
+            return self.levels(images, [(i + 1) * depth // steps - 1 for i in range(steps)])
+        stages = len(self.net.strides) if isinstance(self.net, ResNet) else 1
+        return self.levels(images, range(max(stages - count, 0), stages))
 
     def same_stride(self, maps: list[Tensor]) -> list[Tensor]:
         """The maps of stride `patch_px` and coarser, all enlarged to that stride."""
