@@ -40,8 +40,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def features(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"features={start('simclr', data, tmp_path_factory.mktemp('features') / 'run', 2)}"
+def needs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Name of a need to what fulfils it, trained for two steps."""
+    root = tmp_path_factory.mktemp("needs")
+    return {name: f"{name}={start(method, data, root / name, 2)}" for name, method in (("features", "simclr"), ("inpainter", "mae"))}
 
 
 def start(method: str, data: Path, out: Path, steps: int = STEPS, *more: str, need: tuple[str, ...] = ()) -> Path:
@@ -131,10 +133,10 @@ KINDS = {"input": "", "loss is NaN": "loss", "loss is infinite": "loss", "one gr
 @pytest.mark.parametrize("where", KINDS)
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_step_that_is_not_finite_changes_nothing(
-    name: str, where: str, data: Path, features: str, tmp_path: Path
+    name: str, where: str, data: Path, needs: dict[str, str], tmp_path: Path
 ) -> None:
     cls = registry.load_class(name)
-    need = (features,) if cls.needs else ()
+    need = tuple(needs[key] for key in cls.needs)
     with spoiling(cls, BAD.__contains__, where):
         with watching() as stayed:
             run = start(name, data, tmp_path / "run", STEPS, need=need)

@@ -374,7 +374,7 @@ class Loop:
         if self.step % self.log_every == 0 or self.step == self.total:
             before = self.verdict
             self.verdict, self.reason = self.collapse.update(self.step, {**logged, "loss": loss})
-            self.recorder.metrics(self.step, {**logged, "health": self.verdict})
+            self.recorder.metrics(self.step, {"loss": loss, **logged, "health": self.verdict})
             if self.verdict in ("collapsing", "diverging") and self.verdict != before:
                 self.recorder.say(f"step {self.step}: {self.verdict}: {self.reason}")
         self.recorder.progress(self.step, loss, self.verdict)

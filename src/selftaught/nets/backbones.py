@@ -22,6 +22,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {
     "vit-192x12": ("vit", dict(width=192, depth=12, heads=3), "ViT-Ti, 5.5 M parameters"),
     "vit-384x12": ("vit", dict(width=384, depth=12, heads=6), "ViT-S, 21 M parameters, GPU"),
     "vit-768x12": ("vit", dict(width=768, depth=12, heads=12), "ViT-B, 86 M parameters, GPU"),
+    "vit-1024x24": ("vit", dict(width=1024, depth=24, heads=16), "ViT-L, 303 M parameters, GPU"),
     "resnet-tiny-test": ("resnet", dict(width=8, blocks=(1, 1, 1)), "for tests: learns nothing worth having"),
     "resnet10-32": ("resnet", dict(width=32, blocks=(1, 1, 1, 1)), "1.2 M parameters, CPU minutes"),
     "resnet11-32": ("resnet", dict(width=32, blocks=(1, 2, 2), stem_stride=2), "0.7 M parameters, CPU minutes, fast"),

@@ -67,6 +67,8 @@ class MoveConfig(TrainConfig):
     """Smallest width of the segmenter's blocks."""
     head_shallow: int = 0
     """Channels of a convolution on the pixels that joins the segmenter's last block; 0 has none."""
+    head_stride: int = 1
+    """Pixels per value of the mask that the segmenter predicts; it is enlarged from there."""
     shift_frac: float = 0.125
     """Largest shift in each direction, as a share of the picture's side."""
     copy_real: bool = True
@@ -188,7 +190,7 @@ class Move(Method):
             init="cut", ema=0.9, weight_decay=0.0,
         ),
         "small": MoveConfig(
-            image_px=96, batch_size=32, steps=1000, lr=1e-3, weight_decay=0.0, head_reduce=64, head_least=16, head_shallow=8,
+            image_px=96, batch_size=32, steps=1000, lr=1e-3, weight_decay=0.0, head_reduce=64, head_least=16, head_shallow=8, head_stride=2,
             disc_width=32, disc_px=48, jitter=0.3, crop_min=1.0, init="cut", ema=0.99,
         ),
         "paper": MoveConfig(
@@ -220,7 +222,7 @@ class Move(Method):
         # A copy inside of the module, so that the segmenter can be exported as one network.
         self.encoder = copy.deepcopy(features.encoder()).eval().requires_grad_(False)
         width = self.encoder.token_width
-        self.net = SegmenterHead(width, features.patch_px, c.head_least, c.head_reduce, c.head_shallow)
+        self.net = SegmenterHead(width, features.patch_px, c.head_least, c.head_reduce, c.head_shallow, c.head_stride)
         self.average = EMA(self.net)
         self.judge = Judge(c.discriminator, c.disc_width, c.disc_px or c.image_px, self.encoder, c.disc_enlarge)
         self.register_buffer("right", torch.full((4,), 0.5))
@@ -282,7 +284,7 @@ class Move(Method):
         pictures = images.float() / 255
         B, S = len(images), c.image_px
         flips = (draws.rand(B) < 0.5).to(images.device)
-        batch: dict[str, Tensor] = {"shift": draw_shift(B, c.shift_frac * S)}
+        by = draw_shift(B, c.shift_frac * S)
         pseudo = None
         if self.pseudo is not None:
             pseudo = torch.from_numpy(self.pseudo[indices].astype(np.float32) / 255)[:, None].to(images.device)
@@ -291,7 +293,7 @@ class Move(Method):
             pictures = crop_resize(pictures, boxes, S)
             if pseudo is not None:
                 pseudo = crop_resize(resize(pseudo, (S, S)).expand(-1, 3, -1, -1), boxes, S)[:, :1]
-        batch["pictures"] = mirrored(pictures, flips)
+        batch = {"pictures": mirrored(pictures, flips), "shift": by}
         if pseudo is not None:
             batch["pseudo"] = mirrored(resize(pseudo, (S, S)), flips)
         if self.cached is None:

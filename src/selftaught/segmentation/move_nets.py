@@ -30,13 +30,17 @@ class SegmenterHead(nn.Module):
         least: smallest width.
         reduce: channels to which a 1x1 convolution brings the features first; 0 leaves them.
         shallow: channels of a convolution on the pixels whose output joins the last block; 0 has none.
+        stride: pixels per value of the mask that is predicted, a power of two; it is then enlarged bilinearly.
     """
 
-    def __init__(self, width: int, patch_px: int, least: int, reduce: int = 0, shallow: int = 0):
+    def __init__(self, width: int, patch_px: int, least: int, reduce: int = 0, shallow: int = 0, stride: int = 1):
         super().__init__()
-        steps = patch_px.bit_length() - 1
-        if 2**steps != patch_px:
-            raise ValueError(f"the segmenter enlarges by factors of two, and patches of {patch_px} px are no power of two")
+        steps = max(patch_px // max(stride, 1), 1).bit_length() - 1
+        if stride < 1 or stride * 2**steps != patch_px:
+            raise ValueError(
+                f"the segmenter enlarges by factors of two: patches of {patch_px} px do not become a mask of stride {stride}"
+            )
+        self.stride = stride
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.enter = nn.Conv2d(width, reduce, 1) if reduce else nn.Identity()
         channels = reduce or width
@@ -54,9 +58,12 @@ class SegmenterHead(nn.Module):
         if self.shallow is not None:
             # The bf16 backward of a convolution with three input channels is many times slower than fp32 on CPUs.
             with torch.autocast(pictures.device.type, enabled=False):
-                near = self.shallow(pictures.float() - 0.5)
+                near = self.shallow(nn.functional.avg_pool2d(pictures.float(), self.stride) - 0.5)
             x = torch.cat([x, near.to(x.dtype)], 1)
-        return self.leave(self.last(x)).float()
+        logits = self.leave(self.last(x)).float()
+        if self.stride > 1:
+            logits = nn.functional.interpolate(logits, scale_factor=self.stride, mode="bilinear", align_corners=False)
+        return logits
 
 
 def frozen_maps(encoder: Any, pictures: Tensor, layer: str) -> Tensor:
