@@ -45,7 +45,7 @@ class SegmenterHead(nn.Module):
         self.enter = nn.Conv2d(width, reduce, 1) if reduce else nn.Identity()
         channels = reduce or width
         widths = [max(least, int(channels * 0.5 ** (i + 1))) for i in range(steps + 1)]
-        self.up = nn.ModuleList([block(a, b) for a, b in zip([channels, *widths[:-2]], widths[:-1], strict=True)])
+        self.up = nn.ModuleList([block(a, b) for a, b in zip([channels, *widths][: len(widths) - 1], widths[:-1], strict=True)])
         self.shallow = block(3, shallow) if shallow else None
         self.last = block(([channels, *widths])[-2] + shallow, widths[-1])
         self.leave = nn.Conv2d(widths[-1], 1, 1)
