@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,8 +173,8 @@ def test_an_exception_gives_the_discriminator_back() -> None:
 OPTIONS: list[dict[str, Any]] = [
     {"copy_real": False}, {"masked_encoder": False}, {"soft_inpainting": False}, {"discriminator": "pixels"},
     {"discriminator": "imagenet", "disc_px": 64}, {"layer": "penultimate"}, {"init": "none"}, {"init": "tokencut"}, {"init": "cut"},
-    {"anchor_weight": 0.5}, {"crop_min": 0.9}, {"cache_mb": 0}, {"disc_px": 16}, {"disc_enlarge": True}, {"head_shallow": 4}, {"head_stride": 2},
-    {"most_area": 0.3, "most_weight": 1.0}, {"gate": 0.5}, {"head_reduce": 0}, {"refine": "bilateral"}, {"ema": 0.0},
+    {"anchor_weight": 0.5}, {"crop_min": 0.9}, {"cache_mb": 0}, {"disc_px": 16}, {"disc_enlarge": True}, {"head_shallow": 4},
+    {"head_stride": 2}, {"most_area": 0.3, "most_weight": 1.0}, {"gate": 0.5}, {"head_reduce": 0}, {"refine": "bilateral"}, {"ema": 0.0},
 ]  # fmt: skip
 
 
@@ -307,6 +308,8 @@ def test_both_players_see_pictures_of_their_own(runs: Any, tmp_path: Path, monke
     train("move", runs.data, tmp_path / "run", "tiny", steps=2, set=["batch_size=8"], need=runs.needs("move"), quiet=True)
     assert [player for player, _ in seen] == ["discriminator", "segmenter"] * 2
     assert len({i for _, rows in seen for i in rows}) == 32, "four batches of 8 of the 40 pictures, none of them twice"
+    for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()):
+        assert line["loss"] == pytest.approx(line["discriminator/loss"] + line["segmenter/loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 20), (20, 200), (200, 20), (1, 9), (33, 47)])
