@@ -87,8 +87,8 @@ class MoveConfig(TrainConfig):
     """Side to which pictures are brought for the discriminator; 0 leaves them."""
     disc_enlarge: bool = False
     """Enlarge the finest projected map to twice its size, as Projected GAN does."""
-    disc_lr: float = 2e-4
-    """Learning rate of the discriminator."""
+    disc_lr_frac: float = 1.0
+    """Learning rate of the discriminator, as a share of `lr`."""
     jitter: float = 1.0
     """Strength of random colours before the discriminator; 1 is DiffAugment's."""
     gate: float = 0.0
@@ -191,7 +191,7 @@ class Move(Method):
         ),
         "small": MoveConfig(
             image_px=96, batch_size=32, steps=1000, lr=1e-3, weight_decay=0.0, head_reduce=64, head_least=16, head_shallow=8, head_stride=2,
-            disc_width=32, disc_px=48, jitter=0.3, crop_min=1.0, init="cut", ema=0.99,
+            disc_width=32, disc_px=48, disc_lr_frac=2.0, jitter=0.1, crop_min=1.0, init="cut", ema=0.99,
         ),
         "paper": MoveConfig(
             image_px=224, batch_size=32, steps=13_200, lr=2e-4, weight_decay=0.0, warmup_frac=0.0, layer="penultimate",
@@ -275,7 +275,7 @@ class Move(Method):
 
     def players(self) -> dict[str, Player]:
         c = self.config
-        judge = self.main_player(self.judge, lr=c.disc_lr, betas=(0.0, 0.99), weight_decay=0.0, final_lr_frac=1.0)
+        judge = self.main_player(self.judge, lr=c.disc_lr_frac * c.lr, betas=(0.0, 0.99), weight_decay=0.0, final_lr_frac=1.0)
         return {"discriminator": judge, "segmenter": self.main_player(self.net, final_lr_frac=1.0)}
 
     def prepare(self, images: Tensor, indices: np.ndarray[Any, Any]) -> dict[str, Tensor]:
