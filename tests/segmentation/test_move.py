@@ -162,6 +162,24 @@ def test_gradients_reach_the_player_and_nothing_that_is_frozen(player: str, need
     assert all(p.requires_grad for _, p in method.players()["discriminator"].parameters), "only for the pass"
 
 
+def test_pieces_of_a_batch_are_the_batch_in_double_precision(needs: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    method, batch = made(needs, tmp_path, jitter=0.0, init="none")
+    inpainter = copy.deepcopy(needs["inpainter"]).double()
+    method.double().eval().given = {**needs, "inpainter": inpainter}
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    found = []
+    for pieces in ([slice(0, 8)], [slice(0, 3), slice(3, 4), slice(4, 8)]):
+        method.zero_grad()
+        for piece in pieces:
+            part = {k: v[piece] for k, v in batch.items()}
+            for player in ("discriminator", "segmenter"):
+                loss, _ = method.loss(part, player, LATER)
+                (loss * len(part["pictures"]) / 8).backward()
+        found.append(torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None]))
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-12
+
+
 def test_an_exception_gives_the_discriminator_back() -> None:
     layer = nn.Linear(2, 2)
     with pytest.raises(KeyError), untouched(layer):

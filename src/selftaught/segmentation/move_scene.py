@@ -10,9 +10,6 @@ from torch import Tensor, nn
 
 from selftaught.core import draws
 
-HOLE_FROM = 0.1
-"""A tile takes painted pixels where the region to fill reaches this: a sigmoid is never quite 0."""
-
 
 def draw_shift(B: int, reach_px: float) -> Tensor:
     """(B, 2) whole pixels down and to the right, uniform in [-reach_px, reach_px] before they are rounded."""
@@ -36,9 +33,11 @@ def union(mask: Tensor, moved: Tensor) -> Tensor:
 
 
 def holes(region: Tensor, patch_px: int) -> Tensor:
-    """1 in the tiles of patch_px in which the region (B, 1, S, S) reaches HOLE_FROM, 0 elsewhere; without gradient."""
-    tiles = nn.functional.max_pool2d(region.detach(), patch_px)
-    return nn.functional.interpolate((tiles >= HOLE_FROM).to(region.dtype), scale_factor=patch_px, mode="nearest")
+    """How much of each tile of patch_px is to be painted: the largest value of the region (B, 1, S, S) in it, at the size of the picture.
+
+    Soft, as the hiding of tokens is: were a tile painted wherever a mask is a little above 0, a weak mask could make an object vanish.
+    """
+    return nn.functional.interpolate(nn.functional.max_pool2d(region, patch_px), scale_factor=patch_px, mode="nearest")
 
 
 @dataclass
@@ -72,8 +71,9 @@ def make_scene(
         mask: (B, 1, S, S) in [0, 1].
         by: (B, 2) pixels.
         inpainter: has the capability `inpaint`, and `patch_px`, the side of its tiles.
-        copy_real: b has real pixels outside of the tiles to fill. Otherwise real pixels are auto-encoded everywhere (x_d after it was
-            moved, so that the tiles lie on the canvas and do not tell the shift), and traces of the inpainter tell nothing.
+        copy_real: b is painted * h + x (1 - h), h the largest value of u in the tile: real pixels outside of the hole. Otherwise real
+            pixels are auto-encoded everywhere (x_d after it was moved, so that the tiles lie on the canvas and do not tell the shift), and
+            traces of the inpainter tell nothing.
         masked_encoder: the inpainter's encoder does not see what it is to fill.
         soft: gradients go through the inpainting as well; otherwise only through the pasting.
     """
