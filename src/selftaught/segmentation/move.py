@@ -385,7 +385,7 @@ class Move(Method):
         maps = self.maps(square)
         mask = net(maps, square).sigmoid()[:, 0]
         net.train(was_training)
-        coarse = nn.functional.adaptive_avg_pool2d(mask[:, None], maps.shape[-2:])[:, 0]
+        coarse = nn.functional.adaptive_avg_pool2d(mask[:, None], (maps.shape[-2], maps.shape[-1]))[:, 0]
         sure = mask.flatten(1).amax(1) - mask.flatten(1).amin(1)
         return mask, separation(maps, coarse) * sure
 
