@@ -92,6 +92,18 @@ def test_masks_have_the_size_of_the_picture_whatever_the_head(patch: int, reduce
     assert head(torch.rand(2, 12, 32 // patch, 32 // patch), torch.rand(2, 3, 32, 32)).shape == (2, 1, 32, 32)
 
 
+@pytest.mark.parametrize("size", ["small", "small_px32"])
+def test_the_small_sizes_fit_their_needs(size: str) -> None:
+    def built(name: str, frozen: dict[str, Any]) -> Any:
+        cls = load_class(name)
+        config = cls.sizes["small"] if size == "small" else cls.small_px32
+        return cls(config, frozen).eval().requires_grad_(False)
+
+    method = built("move", {need: built(name, {}) for need, name in Move.needs.items()})
+    images = torch.rand(1, 3, method.image_px, method.image_px, generator=generator(0))
+    assert method.segment(images).shape == (1, method.image_px, method.image_px)
+
+
 @pytest.mark.slow
 def test_the_paper_size_builds_and_takes_a_step() -> None:
     """Random weights of the published shapes: DINO ViT-S/8, MAE ViT-L/16 with a decoder of 8 x 512."""
@@ -235,6 +247,24 @@ def test_the_gate_stops_the_segmenter_while_the_discriminator_knows_nothing(need
         loss.backward()  # type: ignore[no-untyped-call]
         moved = sum(float(p.grad.abs().sum()) for p in method.net.parameters() if p.grad is not None)
         assert parts["open"] == is_open and (moved > 0) == bool(is_open)
+
+
+def test_a_resting_segmenter_is_not_moved_by_momentum(needs: dict[str, Any], tmp_path: Path) -> None:
+    method, batch = made(needs, tmp_path, init="none", gate=0.6)
+    optimizer = torch.optim.AdamW(method.net.parameters(), 1e-2)
+    weights: list[Tensor] = []
+    for right in (0.7, 0.5, 0.5, 0.7):
+        method.right.fill_(right)
+        before = torch.cat([p.detach().flatten().clone() for p in method.net.parameters()])
+        loss, _ = method.loss(batch, "segmenter", LATER)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        method.after_step(LATER)
+        after = torch.cat([p.detach().flatten() for p in method.net.parameters()])
+        assert torch.equal(before, after) == (right < 0.6)
+        weights.append(after)
+    assert not torch.equal(weights[0], weights[3])
 
 
 def test_how_often_the_discriminator_is_right_is_averaged(needs: dict[str, Any], tmp_path: Path) -> None:

@@ -198,6 +198,10 @@ class Move(Method):
             copy_real=False, masked_encoder=False, disc_enlarge=True, binary_ramp_frac=0.19,
         ),
     }  # fmt: skip
+    small_px32 = MoveConfig(
+        image_px=32, batch_size=32, steps=1000, lr=1e-3, weight_decay=0.0, head_reduce=64, head_least=16, head_shallow=8, disc_width=32,
+        disc_lr_frac=2.0, jitter=0.1, crop_min=1.0, init="cut", ema=0.99,
+    )  # fmt: skip
     config: MoveConfig
     right: Tensor
     """(4,) average share of each kind that the discriminator is right about."""
@@ -230,6 +234,7 @@ class Move(Method):
         self.image_px, self.patch_px = c.image_px, features.patch_px
         self.cached: np.ndarray[Any, Any] | None = None
         self.pseudo: np.ndarray[Any, Any] | None = None
+        self.resting: list[Tensor] = []
 
     @property
     def inpainter(self) -> Any:
@@ -336,6 +341,7 @@ class Move(Method):
     def segmenter_loss(self, batch: dict[str, Tensor], progress: Progress) -> tuple[Tensor, Parts]:
         """Look real, be neither empty nor grey; at first, and weakly later, be like the masks to start from."""
         c = self.config
+        self.resting = []
         logits = self.net(batch["maps"], batch["pictures"])
         mask = logits.sigmoid()
         with torch.no_grad():
@@ -357,12 +363,17 @@ class Move(Method):
         binary = sum((binary_loss(m) for m in scales), mask.new_zeros(()))
         total = c.adversarial_weight * fool + c.least_weight * area + c.binary_weight * ramp * binary + c.anchor_weight * held
         open_ = float(self.right.mean()) >= c.gate
+        # The optimiser's momentum moves weights without any gradient: what rests is put back after the step.
+        self.resting = [] if open_ else [p.detach().clone() for p in self.net.parameters()]
         parts |= {"fooled": float(fool.detach()), "area": float(area.detach()), "binary": float(binary.detach()), "open": float(open_)}
         return total * (1.0 if open_ else 0.0), parts
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
-        """Move the average, the spectral norms, and how often the discriminator is right."""
+        """Put back a segmenter that rests; move the average, the spectral norms, and how often the discriminator is right."""
+        for p, before in zip(self.net.parameters(), self.resting, strict=False):
+            p.copy_(before)
+        self.resting = []
         self.average.update(self.net, min(self.config.ema, (1 + progress.step) / (10 + progress.step)))
         advance(self.judge)
         sums = launch.all_reduce_sum(self.right_sum.clone())
