@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from selftaught.method import Progress
-from selftaught.nets.vit import Attention, ViT
-from selftaught.representation.mae import MAE, block_keep
+from selftaught.nets.vit import Attention, ViT, patchify
+from selftaught.representation.mae import MAE, block_keep, random_keep
 
 TINY: Any = MAE.sizes["tiny"]
 
@@ -161,3 +161,20 @@ def test_it_trains_with_blocks_and_critic(train_steps: Callable[..., list[float]
     assert len(train_steps(method, 4)) == 8
     weights = [(n, p) for n, p in method.critic.named_parameters(prefix="critic") if p.ndim > 1]  # type: ignore[union-attr]
     assert weights and all(not torch.equal(p, before[n]) for n, p in weights)
+
+
+def test_seen_patches_count_when_they_are_to_be_auto_encoded(pictures: Tensor) -> None:
+    method = MAE(replace(TINY, norm_pixels=False)).eval()
+    batch = pictures.float() / 255
+    found = {}
+    for weight in (0.0, 0.5):
+        method.config = replace(method.config, seen_weight=weight)
+        torch.manual_seed(3)
+        found[weight] = method.loss(batch, "autoencoder", Progress(0, 1))[1]["pixels"]
+    torch.manual_seed(3)
+    keep, hidden = random_keep(8, 16, method.config.mask_frac)
+    with torch.no_grad():
+        error = (method.paint(batch, keep)[..., :-2] - patchify(batch, 8)).square().mean(-1)
+    assert found[0.0] == pytest.approx(float((error * hidden).sum() / hidden.sum()), rel=1e-5)
+    weights = hidden + 0.5 * (1 - hidden)
+    assert found[0.5] == pytest.approx(float((error * weights).sum() / weights.sum()), rel=1e-5)

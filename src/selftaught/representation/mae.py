@@ -56,6 +56,9 @@ class MAEConfig(EncoderConfig):
     """Smallest share of the patches in such a block."""
     block_max: float = 0.4
     """Largest share of the patches in such a block, at most `mask_frac`."""
+    seen_weight: float = 0.0
+    """Weight in the loss of patches that the encoder saw, against 1 of hidden ones; with 0 what is painted there means nothing, and neither
+    pictures can be auto-encoded nor patches be hidden by half."""
     critic_weight: float = 0.0
     """Weight of a discriminator on pixels that the painted patches must fool; 0 has none. About 0.002 makes inpainting sharper."""
     critic_from: float = 0.7
@@ -230,8 +233,9 @@ class MAE(EncoderMethod):
         if player == "critic":
             return self.critic_loss(batch, keep, hidden, judged)
         painted = self.paint(batch, keep)
-        pixels = mae_loss(painted[..., :-2], patches, hidden, self.config.norm_pixels)
-        statistics = mae_loss(painted[..., -2:], patch_statistics(patches), hidden, norm_pixels=False)
+        weights = hidden + self.config.seen_weight * (1 - hidden)
+        pixels = mae_loss(painted[..., :-2], patches, weights, self.config.norm_pixels)
+        statistics = mae_loss(painted[..., -2:], patch_statistics(patches), weights, norm_pixels=False)
         total, parts = pixels + statistics, {"pixels": float(pixels.detach()), "statistics": float(statistics.detach())}
         if judged:
             away = unpatchify(hidden[..., None].to(batch.device).expand_as(patches), self.patch_px, self.image_px)
