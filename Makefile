@@ -1,5 +1,5 @@
 # Needs python3, pip and make; everything else is installed into .venv.
-#   make learn                                    learn from the built-in pictures, about ten minutes
+#   make learn                                    learn from the built-in pictures, about twelve minutes
 #   make learn DATA=photos OUT=runs/photos        learn from your own
 #   make bench PICTURES=cifar10                   speed of the cuts; representation methods, three seeds, on labelled pictures
 #   make speed PICTURES=cifar10                   speed and memory beside others, about an hour on a quiet machine
@@ -60,7 +60,9 @@ bench: $(VENV)/.installed-dev
 
 speed: $(VENV)/.installed-dev
 	$(PIP_INSTALL) -e ".[bench]"
-	for name in choices loading cuts; do $(BIN)/python benchmarks/speed_$$name.py || exit 1; done
+	for name in choices loading cuts worlds; do $(BIN)/python benchmarks/speed_$$name.py || exit 1; done
+	$(BIN)/python benchmarks/roofline.py
+	$(BIN)/python benchmarks/renderer.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/cluster.py
 	$(if $(PICTURES),$(BIN)/python benchmarks/speed_training.py --data "$(PICTURES)" --name "$(notdir $(PICTURES))")

@@ -19,13 +19,25 @@ from selftaught.core.config import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _shown: dict[str, int] = {}
+_clock: list[Callable[[], float]] = [time.perf_counter]
+
+
+def use_cpu_time() -> str:
+    """Let `seconds` count the processor's time from now on; returns the words for it.
+
+    Fair between sides of one thread each, and not disturbed by what else the machine does.
+    """
+    if torch.get_num_threads() != 1:
+        raise SystemExit("--cpu-time compares one thread with one thread: set OMP_NUM_THREADS=1 MKL_NUM_THREADS=1")
+    _clock[0] = time.process_time
+    return "processor time, one thread"
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Wall time of one call."""
-    begin = time.perf_counter()
+    """Time of one call: wall time, unless `use_cpu_time` was called."""
+    begin = _clock[0]()
     call()
-    return time.perf_counter() - begin
+    return _clock[0]() - begin
 
 
 def alternating(calls: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

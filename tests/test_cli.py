@@ -160,7 +160,7 @@ def test_learn_passes_everything_on(job: dict[str, Any], capsys: pytest.CaptureF
 
 def test_train_passes_everything_on(job: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     args = ["train", "--set", "lr=0.1", "simclr", "sample:things", "--out", "r", "--steps", "7", "--set=steps=9"]
-    code, out, err = run(capsys, *args, "--quiet", "--device", "auto")
+    code, out, err = run(capsys, *args, "--quiet", "--device", "auto", "--sharding", "fsdp")
     assert code == 0, err
     assert job["train"] == (
         ("simclr", "sample:things", "r"),
@@ -172,6 +172,7 @@ def test_train_passes_everything_on(job: dict[str, Any], capsys: pytest.CaptureF
             "need": (),
             "device": "auto",
             "quiet": True,
+            "sharding": "fsdp",
         },
     )
     assert "selftaught evaluate RESULT" in out
@@ -180,8 +181,8 @@ def test_train_passes_everything_on(job: dict[str, Any], capsys: pytest.CaptureF
 def test_the_other_verbs_pass_everything_on(
     job: dict[str, Any], finished: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(capsys, "resume", finished, "--steps", "40")[0] == 0
-    assert job["resume"] == ((finished,), {"steps": 40})
+    assert run(capsys, "resume", finished, "--steps", "40", "--sharding", "ddp")[0] == 0
+    assert job["resume"] == ((finished,), {"steps": 40, "sharding": "ddp"})
     assert run(capsys, "embed", finished, "sample:things", "--out", "x.npz")[0] == 0
     assert job["embed"] == ((finished, "sample:things", "x.npz"), {})
     assert run(capsys, "segment", finished, "sample:things", "--out", "d", "--threshold", "0.4")[0] == 0
@@ -246,6 +247,17 @@ def test_missing_arguments_are_named(capsys: pytest.CaptureFixture[str]) -> None
     code, _, err = run(capsys, "train", "simclr", "sample:things", "--out", "x", "--size", "smal")
     assert code == 2 and "tiny" in err
     assert run(capsys, "data", "chekc", "x")[0] == 2
+
+
+def test_data_make_and_check_say_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "data", "make", "w-sprites")
+    assert code == 2 and "data make w-sprites DIR" in err
+    code, _, err = run(capsys, "data", "make", "w-sprite", str(tmp_path / "w"))
+    assert code == 2 and "Did you mean 'w-sprites'?" in err
+    code, _, err = run(capsys, "data", "make", "w-sprites", str(tmp_path / "w"), "--set", "ground=sky")
+    assert code == 2 and "sky" in err and not (tmp_path / "w").exists()
+    code, _, err = run(capsys, "data", "check", "sample:things", str(tmp_path / "w"))
+    assert code == 2 and "one source" in err
 
 
 def test_methods_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:

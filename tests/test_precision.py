@@ -34,19 +34,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def needs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Name of a need to what fulfils it, trained for two steps."""
-    root = tmp_path_factory.mktemp("needs")
+def given(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a method may need, already learned: name -> "name=RUN"."""
+    root = tmp_path_factory.mktemp("given")
 
-    def run(name: str, method: str) -> str:
-        return f"{name}={train(method, data, root / name, size='tiny', steps=2, set=['batch_size=8'], quiet=True)}"
+    def run(name: str, method: str, need: tuple[str, ...] = ()) -> str:
+        return f"{name}={train(method, data, root / name, size='tiny', steps=2, set=['batch_size=8'], need=need, quiet=True)}"
 
-    return {"features": run("features", "simclr"), "inpainter": run("inpainter", "mae")}
+    features = run("features", "simclr")
+    return {"features": features, "masks": run("masks", "tokencut", (features,)), "inpainter": run("inpainter", "mae")}
 
 
-def learn(
-    name: str, data: Path, needs: dict[str, str], out: Path, precision: str
-) -> tuple[list[float], torch.Tensor, str]:
+def learn(name: str, data: Path, given: dict[str, str], out: Path, precision: str) -> tuple[list[float], torch.Tensor, str]:
     """Train for 20 steps; returns the losses, the gradient of the first step (one vector) and the log."""
     gradients: list[torch.Tensor] = []
     move = Loop.move
@@ -60,7 +59,7 @@ def learn(
         return logged
 
     write_json(out / "plan.json", asdict(Plan(precision, reason="the test")))
-    need = [needs[key] for key in registry.load_class(name).needs]
+    need = [given[what] for what in registry.load_class(name).needs]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "move", watched)
         train(name, data, out, size="tiny", set=["batch_size=32"], need=need, quiet=True)
@@ -69,9 +68,9 @@ def learn(
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_bf16_stays_within_the_stated_tolerance(name: str, data: Path, needs: dict[str, str], tmp_path: Path) -> None:
-    full, gradient, _ = learn(name, data, needs, tmp_path / "fp32", "fp32")
-    half, gradient_half, log = learn(name, data, needs, tmp_path / "bf16", "bf16")
+def test_bf16_stays_within_the_stated_tolerance(name: str, data: Path, given: dict[str, str], tmp_path: Path) -> None:
+    full, gradient, _ = learn(name, data, given, tmp_path / "fp32", "fp32")
+    half, gradient_half, log = learn(name, data, given, tmp_path / "bf16", "bf16")
     assert "computed in bf16: the test" in log and "not finite" not in log
     assert full != half, "bf16 was on"
     assert len(half) == 20 and half[0] == pytest.approx(full[0], rel=LOSS_REL)

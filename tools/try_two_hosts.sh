@@ -10,8 +10,10 @@ WORK=$(mktemp -d)
 export OMP_NUM_THREADS=1 SELFTAUGHT_CACHE=$WORK/cache PYTHONPATH=$PWD/src${PYTHONPATH:+:$PYTHONPATH}
 A=selftaught-a B=selftaught-b
 
+end_all() { for n in $A $B; do ip netns pids $n 2>/dev/null | xargs -r kill -9 2>/dev/null || true; done; }
 cleanup() {
-    for n in $A $B; do ip netns pids $n 2>/dev/null | xargs -r kill -9 2>/dev/null || true; ip netns del $n 2>/dev/null || true; done
+    end_all
+    for n in $A $B; do ip netns del $n 2>/dev/null || true; done
     rm -rf "$WORK"
 }
 trap cleanup EXIT
@@ -31,12 +33,12 @@ np.savez(sys.argv[1], images=np.random.default_rng(0).integers(0, 255, (64, 32, 
 P
 
 both() { # ID WORDS...: start a command with one process on each machine
-    local id=$1 n host own
+    local id=$1 n host own holds # who holds the store; torchrun cannot guess it from the host's name here
     shift
     for n in a b; do
-        if [ $n = a ]; then host=$A own=10.77.0.1; else host=$B own=10.77.0.2; fi
+        if [ $n = a ]; then host=$A own=10.77.0.1 holds=1; else host=$B own=10.77.0.2 holds=0; fi
         ip netns exec $host env GLOO_SOCKET_IFNAME=cable-$n "$PY" -m torch.distributed.run --nnodes 2 --nproc-per-node 1 \
-            --rdzv-backend c10d --rdzv-endpoint 10.77.0.1:29500 --rdzv-id "$id" --local-addr $own \
+            --rdzv-backend c10d --rdzv-endpoint 10.77.0.1:29500 --rdzv-id "$id" --rdzv-conf is_host=$holds --local-addr $own \
             -m selftaught "$@" >"$WORK/$n.txt" 2>&1 &
         if [ $n = a ]; then pid_a=$!; else pid_b=$!; fi
     done
@@ -77,7 +79,7 @@ done
 echo "the processes ended after $a_s s and $b_s s; they say:"
 grep -hE "^(selftaught|why|do): " "$WORK"/[ab].txt | sed 's/^/    /'
 [ "$a_s" -le 30 ] && [ "$b_s" -le 30 ] || fail "that is longer than 30 s"
-kill $pid_a $pid_b 2>/dev/null || true
+end_all # torchrun itself would try for minutes to take leave of the other machine
 wait $pid_a $pid_b 2>/dev/null || true
 
 ip -n $A link set cable-a up

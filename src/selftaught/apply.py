@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, overload
@@ -18,6 +18,7 @@ from selftaught.core.config import read_json
 from selftaught.core.errors import EXIT_DATA, ConfigError, DataError, RunError
 from selftaught.data.readers import BadFile, decode
 from selftaught.data.sources import Source, open_data
+from selftaught.measure.box_rules import RULES, BoxRule, FoundBoxes, boxes_of
 from selftaught.report import exports
 
 FORMATS = ("coco", "masks", "npz", "onnx", "parquet", "yolo")
@@ -32,7 +33,7 @@ class Learned(Protocol):
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What can be asked of it: embed, segment, inpaint."""
+        """What can be asked of it: embed, segment, objects, detect, inpaint."""
         ...
 
     def embed(self, images: Sequence[Any]) -> npt.NDArray[np.float32]:
@@ -41,6 +42,14 @@ class Learned(Protocol):
 
     def segment(self, images: Sequence[Any]) -> list[npt.NDArray[np.float32]]:
         """N pictures (H, W, 3) uint8 to N soft masks (H, W) in [0, 1]."""
+        ...
+
+    def objects(self, images: Sequence[Any]) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+        """N pictures (H, W, 3) uint8 to N soft masks (K, H, W) of their objects with scores (K,)."""
+        ...
+
+    def detect(self, images: Sequence[Any]) -> list[FoundBoxes]:
+        """N pictures (H, W, 3) uint8 to their boxes in pixels with scores."""
         ...
 
     def provider(self, capability: str) -> Any:
@@ -182,21 +191,61 @@ def segment(
     *,
     threshold: float = 0.5,
     min_area: float = 0.001,
+    boxes: BoxRule | None = None,
     batch: int = BATCH,
     quiet: bool = False,
 ) -> Path:
     """Write `out`/masks/KEY.png (8-bit soft masks at the picture's size) and `out`/objects.coco.json; return `out`.
 
     An object is a connected part where the mask is at least `threshold`, in [0, 1], and which covers at least
-    `min_area`, a share of the picture.
+    `min_area`, a share of the picture; a method that tells objects apart gives each its own mask and score.
+    With `boxes`, a rule of `measure.box_rules`, also `out`/boxes.coco.json; a detector gives its own boxes there: all of
+    them under `all`, else the one with the highest score.
     """
     check_fractions(threshold=threshold, min_area=min_area)
+    if boxes is not None and boxes not in RULES:
+        raise ConfigError(f"There is no rule '{boxes}' for boxes.", expected=", ".join(RULES))
     folder = Path(out).expanduser()
     learned = load_capable(run, "segment")
     walk = Walk(open_data(data), "segmenting", batch, quiet)
-    pictures = _segmented(learned, walk, folder / "masks", threshold, min_area)
+    found: list[exports.PictureBoxes] = []
+
+    def boxed(images: Sequence[Any], masks: Sequence[Any], names: Sequence[str]) -> None:
+        if boxes is not None:
+            rows = picture_boxes(learned, images, masks, boxes, threshold, min_area)
+            for name, image, row in zip(names, images, rows, strict=True):
+                found.append(exports.PictureBoxes(name, image.shape[0], image.shape[1], row.boxes, row.scores))
+
+    pictures = _segmented(learned, walk, folder / "masks", threshold, min_area, boxed=boxed)
     exports.write_coco(folder / "objects.coco.json", pictures)
+    if boxes is not None:
+        exports.write_coco_boxes(folder / "boxes.coco.json", found)
     return folder
+
+
+def picture_boxes(
+    learned: Learned, images: Sequence[Any], masks: Sequence[Any], rule: BoxRule, threshold: float, min_area: float
+) -> list[FoundBoxes]:
+    """Boxes of each of N pictures: the detector's own where there is one, else those of the soft masks by a rule."""
+    if "detect" not in learned.capabilities:
+        return [boxes_of(soft, rule, threshold, min_area) for soft in masks]
+    found = learned.detect(images)
+    return found if rule == "all" else [FoundBoxes(one.boxes[:1], one.scores[:1]) for one in found]
+
+
+def objects_in(
+    learned: Learned, images: Sequence[Any], masks: Sequence[Any], threshold: float, min_area: float
+) -> list[list[exports.ObjectMask]]:
+    """The objects of each of N pictures: those that the method tells apart, else the connected parts of its soft mask."""
+    # A run may need another one that tells objects apart; its masks are not those of this run.
+    if "objects" not in learned.capabilities or learned.provider("objects") is not learned.provider("segment"):
+        return [exports.objects_of(soft, threshold=threshold, min_area_frac=min_area) for soft in masks]
+    found = []
+    for image, (soft, scores) in zip(images, learned.objects(images), strict=True):
+        cut = soft >= threshold
+        large = cut.sum((1, 2)) >= max(1.0, min_area * image.shape[0] * image.shape[1])
+        found.append([exports.ObjectMask(m, float(s)) for m, s in zip(cut[large], scores[large], strict=True)])
+    return found
 
 
 def export(
@@ -280,18 +329,23 @@ def _segmented(
     threshold: float,
     min_area: float,
     vectors: list[npt.NDArray[np.float32]] | None = None,
+    boxed: Callable[[Sequence[Any], Sequence[Any], Sequence[str]], None] | None = None,
 ) -> list[exports.PictureObjects]:
-    """Objects of every picture; soft masks go to the folder `masks` and embeddings to `vectors`, where given."""
+    """Objects of every picture; soft masks go to the folder `masks`, embeddings to `vectors`, and pictures, masks and
+    names of each batch to `boxed`, where given."""
     targets = exports.target_paths(masks, walk.source.keys, ".png") if masks is not None else None
     pictures = []
     for numbers, images in walk:
         if vectors is not None:
             vectors.append(learned.embed(images))
-        for i, image, soft in zip(numbers, images, learned.segment(images), strict=True):
+        soft_masks = learned.segment(images)
+        if boxed is not None:
+            boxed(images, soft_masks, [walk.names[i] for i in numbers])
+        objects = objects_in(learned, images, soft_masks, threshold, min_area)
+        for i, image, soft, found in zip(numbers, images, soft_masks, objects, strict=True):
             height, width = image.shape[:2]
             if targets is not None:
                 exports.write_mask(targets[i], soft, (height, width))
-            found = exports.objects_of(soft, threshold=threshold, min_area_frac=min_area)
             pictures.append(exports.PictureObjects(walk.names[i], height, width, PackedObjects(found)))
     return pictures
 

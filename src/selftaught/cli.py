@@ -17,7 +17,9 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
-from selftaught.core.errors import EXIT_SIGINT, EXIT_USAGE, ConfigError, DataError, RunError, SelftaughtError, suggest
+from selftaught.cli_checks import check_data, check_features, check_field_words, check_method, check_run, near
+from selftaught.core.allocator import keep_memory
+from selftaught.core.errors import EXIT_SIGINT, EXIT_USAGE, ConfigError, RunError, SelftaughtError, suggest
 
 Data = Positional[Annotated[str, arg(metavar="DATA")]]
 Run = Positional[Annotated[str, arg(metavar="RUN")]]
@@ -53,8 +55,8 @@ def learn(
         features: Method that learns the features.
         need: Use an already learned run, e.g. features=runs/dino.
     """
-    _check_data(data)
-    _check_features(features)
+    check_data(data)
+    check_features(features)
     from selftaught.learn import learn as job
 
     job(data, out, minutes=minutes, size=size, seed=seed, features=features, need=need)
@@ -91,8 +93,8 @@ def train(
         sharding: Under torchrun: ddp keeps the whole model in every process, fsdp a part of it.
         quiet: No progress lines.
     """
-    _check_method(method)
-    _check_data(data)
+    check_method(method)
+    check_data(data)
     from selftaught.train import train as job
 
     if backbone:
@@ -112,7 +114,7 @@ def resume(run: Run, *, steps: Limit = None, sharding: Literal["ddp", "fsdp"] | 
         steps: New total number of steps.
         sharding: Another one than before; the number of processes may be another as well.
     """
-    _check_run(run)
+    check_run(run)
     if not (Path(run) / "config.json").is_file():
         raise RunError(f"'{run}' is a run of `selftaught learn`.", do="Give that command again: it goes on.")
     from selftaught.train import resume as job
@@ -127,7 +129,7 @@ def replay(capture: Positional[Annotated[str, arg(metavar="CAPTURE")]]) -> None:
         capture: A folder such as RUN/captures/step-000123.
     """
     if not Path(capture).is_dir():
-        raise RunError(f"There is no capture '{capture}'.{_near(Path(capture))}", expected="RUN/captures/step-000123")
+        raise RunError(f"There is no capture '{capture}'.{near(Path(capture))}", expected="RUN/captures/step-000123")
     from selftaught.replay import replay as job
 
     print("\n".join(job(capture).lines()))
@@ -137,6 +139,10 @@ def evaluate(
     run: Run,
     data: Positional[Annotated[str | None, arg(metavar="[DATA]")]] = None,
     *,
+    dataset: Literal["ecssd", "duts-te", "dut-omron", "voc07", "voc12", "coco20k"] | None = None,
+    root: Annotated[str | None, arg(metavar="DIR")] = None,
+    protocol: Annotated[str, arg(metavar="NAME")] = "",
+    set_fields: UseAppendAction[Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE")]] = (),
     json: Annotated[str | None, arg(metavar="FILE")] = None,
     limit: Limit = None,
 ) -> None:
@@ -145,14 +151,26 @@ def evaluate(
     Args:
         run: Folder of the run.
         data: Other data than the run's own.
+        dataset: One of the field's data sets instead of data, as it is officially laid out below --root.
+        root: Folder of that data set.
+        protocol: Whose conventions to score that data set by: move, tokencut, lost, selfmask, box-refinement, pysodmetrics, talk.
+        set_fields: Change a convention of the protocol; all are printed with the scores.
         json: Also write the scores to this file.
         limit: Use at most N pictures.
     """
-    _check_run(run)
+    check_run(run)
+    check_field_words(data, dataset, root, protocol, set_fields)
     if data is not None:
-        _check_data(data)
-    from selftaught.evaluate import evaluate as job
+        check_data(data)
     from selftaught.measure.score import print_scores
+
+    if dataset is not None and root is not None:
+        from selftaught.evaluate import evaluate_field
+
+        result = evaluate_field(run, dataset, root, protocol=protocol, set=set_fields, json=json, limit=limit)
+        print("\n".join(result.lines()))
+        return print_scores(result.scores)
+    from selftaught.evaluate import evaluate as job
 
     print_scores(job(run, data, json=json, limit=limit))
 
@@ -167,8 +185,8 @@ def embed(run: Run, data: Data, *, out: str, engine: Engine = "local", workers: 
         engine: local, or ray for many tar shards on a cluster ($RAY_ADDRESS, else this machine).
         workers: Processes of --engine ray; all processors when not given.
     """
-    _check_run(run)
-    _check_data(data)
+    check_run(run)
+    check_data(data)
     print(f"wrote {_engine('embed', engine, workers)(run, data, out)}")
 
 
@@ -179,6 +197,7 @@ def segment(
     out: str,
     threshold: Annotated[float, arg(metavar="FRACTION")] = 0.5,
     min_area: Annotated[float, arg(metavar="FRACTION")] = 0.001,
+    boxes: Literal["largest", "refinement", "all"] | None = None,
     engine: Engine = "local",
     workers: Limit = None,
 ) -> None:
@@ -190,13 +209,17 @@ def segment(
         out: Folder for masks/STEM.png and objects.coco.json; with --engine ray for Parquet files that hold the same.
         threshold: A pixel belongs to an object above this value of the soft mask (0 to 1).
         min_area: Objects below this share of the picture are left out (0 to 1).
+        boxes: Also write boxes.coco.json: the box of the largest piece, the largest box as Box-based Refinement takes it, or all.
         engine: local, or ray for many tar shards on a cluster ($RAY_ADDRESS, else this machine).
         workers: Processes of --engine ray; all processors when not given.
     """
-    _check_run(run)
-    _check_data(data)
+    check_run(run)
+    check_data(data)
+    if boxes is not None and engine != "local":
+        raise ConfigError("--boxes writes one file on this machine.", do="Leave --engine away: objects have boxes there too.")
     job = _engine("segment", engine, workers)
-    print(f"wrote {job(run, data, out, threshold=threshold, min_area=min_area)}")
+    more = {} if boxes is None else {"boxes": boxes}
+    print(f"wrote {job(run, data, out, threshold=threshold, min_area=min_area, **more)}")
 
 
 def _engine(verb: str, engine: Engine, workers: int | None) -> Callable[..., Path]:
@@ -223,32 +246,44 @@ def methods(method: Positional[Annotated[str | None, arg(metavar="[METHOD]")]] =
                 print(f"  {name:<10} {entry.summary}")
         print("\n`selftaught methods METHOD` shows its config; `selftaught train METHOD DATA --out RUN` trains it.")
         return
-    _check_method(method)
+    check_method(method)
     _print_fields(method, registry.load_class(method))
 
 
 def data(
-    action: Positional[Annotated[Literal["check"], arg(metavar="check")]],
+    action: Positional[Annotated[Literal["check", "make"], arg(metavar="{check,make}")]],
     source: Data,
+    folder: Positional[Annotated[str | None, arg(metavar="[DIR]")]] = None,
     *,
     json: Annotated[str | None, arg(metavar="FILE")] = None,
-) -> None:
-    """`selftaught data check DATA` reports what is there and what is wrong with it.
+    kind: Literal["auto", "pictures", "clips"] = "auto", clips: Annotated[int, arg(metavar="N")] = 3000,
+    seed: int = 0, size: Size = "small",
+    set_fields: UseAppendAction[Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE")]] = (),
+) -> None:  # fmt: skip
+    """`data check DATA` reports what is there and what is wrong with it; `data make WORLD DIR` writes clips with truth.
 
     Args:
-        action: The word check.
-        source: Folder, list file, tar shards, .npz, or sample:things.
-        json: Also write the report to this file.
+        action: check, or make.
+        source: Folder, list file, tar shards, .npz, video or sample:things; for make a world, w-sprites or flare.
+        folder: make: new folder to write to.
+        json: check: also write the report to this file.
+        kind: check: pictures or clips; auto takes a folder with videos in it as clips.
+        clips: make: number of clips; every fifth is for test.
+        seed: make: seed of the clips.
+        size: make: tiny (32x32), small (48x64), paper (96x128).
+        set_fields: make: change a field of the recipe, e.g. --set correlated=false.
     """
-    _check_data(source)
-    from selftaught.data.check import check
+    from selftaught import look
 
-    report = check(source)
-    print("\n".join(report.lines()))
-    if json is not None:
-        from selftaught.core.config import write_json
-
-        write_json(Path(json), report.to_json())
+    if action == "make" and folder is None:
+        raise ConfigError("`selftaught data make` needs a folder to write to.", expected=f"data make {source} DIR")
+    if action == "check" and folder is not None:
+        raise ConfigError("`selftaught data check` looks at one source.", do=f"Leave '{folder}' away.")
+    if folder is not None:
+        print("\n".join(look.make(source, folder, clips, seed, size, set_fields)))
+        return
+    check_data(source)
+    print("\n".join(look.check(source, kind, json)))
 
 
 def export(
@@ -266,9 +301,9 @@ def export(
         formats: What to write; everything when not given.
         out: Folder to write to, instead of RUN/export.
     """
-    _check_run(run)
+    check_run(run)
     if data is not None:
-        _check_data(data)
+        check_data(data)
     from selftaught.apply import export as job
 
     for path in job(run, formats, out, data=data):
@@ -380,6 +415,7 @@ def _run(args: list[str]) -> None:
         print(f"selftaught {__version__}")
         return
     _check_words(args)
+    keep_memory()
     verbs: dict[str, Callable[..., Any]] = dict(VERBS)
     tyro.extras.subcommand_cli_from_dict(
         verbs, prog="selftaught", description=f"{HELP}\n\n{FIRST}", args=args or ["--help"]
@@ -418,56 +454,6 @@ def _check_words(args: list[str]) -> None:
                 expected="one of " + ", ".join(sorted(known)),
                 do=f"`selftaught {verb} --help` explains them.",
             )
-
-
-def _check_method(name: str) -> None:
-    from selftaught.registry import find
-
-    find(name)
-
-
-def _check_features(name: str) -> None:
-    """Raise ConfigError when a method exists but does not learn features."""
-    from selftaught.registry import find, room_methods
-
-    find(name)
-    if name not in room_methods("representation"):
-        raise ConfigError(
-            f"'{name}' does not learn features.", expected="one of " + ", ".join(room_methods("representation"))
-        )
-
-
-def _check_data(data: str) -> None:
-    """Raise DataError with a suggestion when a local path does not exist; everything else is the reader's job."""
-    if "://" in data or data.startswith("sample:") or any(letter in data for letter in "*?[{"):
-        return
-    path = Path(data).expanduser()
-    if not path.exists():
-        raise DataError(
-            f"There is no file or folder '{data}'.{_near(path)}",
-            expected="a folder of pictures, a .txt list, a .tar, a .npz, or sample:things",
-        )
-
-
-def _check_run(run: str) -> None:
-    """Raise RunError with a suggestion when a path is not the folder of a run."""
-    path = Path(run).expanduser()
-    if not path.is_dir():
-        raise RunError(f"There is no run '{run}'.{_near(path)}", expected="the folder that was given as --out")
-    if not any((path / name).is_file() for name in ("config.json", "learn.json")):
-        raise RunError(f"'{run}' is not a run: it has no config.json.", expected="the folder that was given as --out")
-
-
-def _near(path: Path) -> str:
-    """" Did you mean ...?" with the nearest name beside `path`, or the nearest name of its first missing parent."""
-    while not path.parent.is_dir():
-        path = path.parent
-    try:
-        names = [entry.name for entry in path.parent.iterdir()]
-    except PermissionError:
-        return ""
-    hint = suggest(path.name, names)
-    return hint.replace("'", f"'{path.parent}{os.sep}", 1) if hint and str(path.parent) != "." else hint
 
 
 def _print_fields(name: str, method: Any) -> None:

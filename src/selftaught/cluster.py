@@ -33,6 +33,7 @@ from selftaught.apply import (
     check_fractions,
     load_capable,
     none_readable,
+    objects_in,
     print_skipped,
 )
 from selftaught.core.atomic import replacing
@@ -396,9 +397,10 @@ def _objects(learned: Learned, task: Task) -> tuple[Any, Any]:
                ("mask", pa.binary()), ("objects", pa.list_(found))]  # fmt: skip
 
     def rows(images: list[Any]) -> Iterator[dict[str, Any]]:
-        for image, soft in zip(images, learned.segment(images), strict=True):
+        masks = learned.segment(images)
+        every = objects_in(learned, images, masks, task.threshold, task.min_area)
+        for image, soft, objects in zip(images, masks, every, strict=True):
             height, width = image.shape[:2]
-            objects = exports.objects_of(soft, threshold=task.threshold, min_area_frac=task.min_area)
             yield {
                 "height": height, "width": width, "mask": exports.mask_png(soft, (height, width)),
                 "objects": [exports.coco_object(one.mask, one.score) for one in objects],

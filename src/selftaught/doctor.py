@@ -21,6 +21,7 @@ OPTIONAL = {
     "export": ("onnx", "onnxruntime", "onnxscript", "pyarrow"),
     "metrics": ("skimage", "py_sod_metrics", "faster_coco_eval"),
     "cloud": ("fsspec",),
+    "video": ("av",),
 }
 
 

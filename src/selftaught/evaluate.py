@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from selftaught.core.config import write_json
+from selftaught.core.config import override, to_json, write_json
+from selftaught.core.errors import RunError
 from selftaught.data.evalset import open_eval
+from selftaught.data.field_sets import FieldSet, open_field_set
 from selftaught.data.sources import open_data
 from selftaught.loading import load_method, part_of, read_run
+from selftaught.measure.baselines import centre_box, whole_image
+from selftaught.measure.box_rules import FoundBoxes, boxes_of
+from selftaught.measure.box_scores import detect_all, objects_all
+from selftaught.measure.boxes import mask_to_box
+from selftaught.measure.field_protocol import (
+    STANDARD,
+    BoxTally,
+    MaskTally,
+    Protocol,
+    fitted_boxes,
+    fitted_mask,
+    protocol_of,
+    shown_picture,
+    true_boxes,
+)
+from selftaught.measure.mask_scores import segment_all
 from selftaught.measure.score import Score
-from selftaught.method import EvalData
+from selftaught.method import EvalData, Method
 
 
 def evaluate(
@@ -70,3 +91,105 @@ def open_for(data: Any, image_px: int, limit: int | None, seed: int) -> EvalData
     bad = test.images.bad
     notes = [f"{len(bad)} test pictures cannot be read, e.g. {bad[0][0]}: {bad[0][1]}"] if bad else []
     return EvalData(bank, test, seed, isinstance(data, str) and data.startswith("sample:"), notes)
+
+
+@dataclass
+class FieldResult:
+    """Scores of a run on one of the field's data sets, and by which conventions they were computed."""
+
+    title: str
+    kind: str
+    count: int
+    name: str
+    """Of the preset, with "changed" where a convention was set."""
+    protocol: Protocol
+    scores: dict[str, Score]
+    notes: list[str]
+
+    def lines(self) -> list[str]:
+        """What is printed above the scores."""
+        head = f"{self.title}: {self.count} pictures, conventions of {self.name}:"
+        return [head, *(f"  {line}" for line in self.protocol.lines(self.kind)), *self.notes]
+
+
+@torch.no_grad()
+def evaluate_field(
+    run: str | os.PathLike[str],
+    dataset: str,
+    root: str | os.PathLike[str],
+    *,
+    protocol: str = "",
+    set: Sequence[str] = (),
+    json: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+) -> FieldResult:
+    """Score a run on a data set of the field, in its official layout, by named conventions.
+
+    Args:
+        run: run folder; of a folder of `selftaught learn`, its masks.
+        dataset: ecssd, duts-te, dut-omron (masks), voc07, voc12, coco20k (boxes); see `data.field_sets`.
+        root: folder of the data set.
+        protocol: preset of `measure.field_protocol`; the one of MOVE when empty.
+        set: "field=value" changes of it.
+        json: write conventions, notes and scores there too.
+        limit: use the first so many pictures only.
+
+    Baselines beside: the whole picture and a centred box. Raises DataError for another layout, RunError for a run that
+    cannot give what the data set asks for.
+    """
+    opened = open_field_set(dataset, root)
+    chosen = override(protocol_of(protocol or STANDARD, opened.spec.kind), set)
+    opened = opened if limit is None or limit >= len(opened) else opened.first(max(1, limit))
+    method = load_method(part_of(Path(run)))
+    wanted = ("segment",) if opened.spec.kind == "masks" else ("detect", "objects", "segment")
+    if not any(capability in method.capabilities for capability in wanted):
+        raise RunError(f"{run} cannot {' or '.join(wanted)}: it holds {method.name}.", expected="a run that finds objects")
+    scores = (_field_masks if opened.spec.kind == "masks" else _field_boxes)(method, opened, chosen)
+    notes = list(opened.notes)
+    notes.append(f"{method.name} itself stretches what it is shown to squares of {getattr(method, 'image_px', method.config.image_px)} px")
+    named = f"{protocol or STANDARD}{', changed' if set else ''}"
+    result = FieldResult(opened.spec.title, opened.spec.kind, len(opened), named, chosen, scores, notes)
+    if json is not None:
+        write_json(json, {
+            "run": Path(run).name, "data": dataset, "pictures": len(opened), "protocol": named, "conventions": to_json(chosen),
+            "notes": notes, "scores": {k: s.to_json() for k, s in scores.items()},
+        })  # fmt: skip
+    return result
+
+
+def _field_masks(method: Any, opened: FieldSet, protocol: Protocol) -> dict[str, Score]:
+    own, others = MaskTally(protocol), {name: MaskTally(protocol) for name in ("whole_image", "centre_box")}
+    for i in range(len(opened)):
+        grey = opened.grey(i)
+        shown, inside = shown_picture(opened.image(i), protocol)
+        own.add(fitted_mask(segment_all(method, [shown])[0], inside, grey.shape, protocol), grey)
+        others["whole_image"].add(whole_image(*grey.shape), grey)
+        others["centre_box"].add(centre_box(*grey.shape), grey)
+    return own.scores(others)
+
+
+def _field_boxes(method: Method, opened: FieldSet, protocol: Protocol) -> dict[str, Score]:
+    own, others = BoxTally(protocol), {name: BoxTally(protocol) for name in ("whole_image", "centre_box")}
+    for i in range(len(opened)):
+        image = opened.image(i)
+        truths = true_boxes(opened.boxes[i], opened.name, protocol)
+        own.add(_boxes_in(method, image, protocol), truths)
+        height, width = image.shape[:2]
+        for name, box in (("whole_image", [0.0, 0, 1, 1]), ("centre_box", [0.2, 0.2, 0.8, 0.8])):
+            others[name].add(FoundBoxes(np.array([box]) * [width, height, width, height], np.ones(1)), truths)
+    return own.scores(others)
+
+
+def _boxes_in(method: Any, image: np.ndarray[Any, Any], protocol: Protocol) -> FoundBoxes:
+    """The boxes of one picture in its own pixels: a detector's, those of objects told apart, or those of the mask by the rule."""
+    shown, inside = shown_picture(image, protocol)
+    size = (int(image.shape[0]), int(image.shape[1]))
+    if "detect" in method.capabilities:
+        return fitted_boxes(detect_all(method, [shown])[0], inside, size)
+    if "objects" in method.capabilities:
+        masks, scores = objects_all(method, [shown])[0]
+        boxes = [mask_to_box(fitted_mask(m, inside, size, protocol) > protocol.threshold) for m in masks]
+        kept = [k for k, box in enumerate(boxes) if box is not None]
+        return FoundBoxes(np.array([boxes[k] for k in kept], dtype=np.float64).reshape(-1, 4), scores[kept])
+    soft = fitted_mask(segment_all(method, [shown])[0], inside, size, protocol)
+    return boxes_of(soft, protocol.box_rule, protocol.threshold)

@@ -41,7 +41,7 @@ from selftaught.settings import base_config, parse_needs
 from selftaught.train import describe_data, is_path, train
 
 SCHEMA = 1
-SHARES = {"features": 0.42, "masks": 0.28}
+SHARES = {"features": 0.48, "masks": 0.30}
 """How `minutes` is divided; the rest is for reading, voting, scoring and the report."""
 @dataclass(frozen=True)
 class Stage:

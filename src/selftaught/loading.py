@@ -16,6 +16,8 @@ from selftaught.core import checkpoint, shard
 from selftaught.core.config import from_json, read_json
 from selftaught.core.errors import ConfigError, DataError, RunError
 from selftaught.core.tune import fast_memory
+from selftaught.measure.box_rules import FoundBoxes
+from selftaught.measure.box_scores import detect_all, objects_all
 from selftaught.measure.mask_scores import segment_all
 from selftaught.method import Method
 from selftaught.registry import load_class
@@ -144,7 +146,7 @@ class Learned:
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What can be asked of it: embed, segment, inpaint."""
+        """What can be asked of it: embed, segment, objects, detect, inpaint."""
         return tuple(self._by_capability)
 
     def provider(self, capability: str) -> Any:
@@ -169,8 +171,17 @@ class Learned:
     @torch.no_grad()
     def segment(self, images: Any, batch_size: int = 64) -> list[np.ndarray[Any, Any]]:
         """Soft object masks in [0, 1], one (H, W) float32 array per picture, at the picture's own size."""
-        pictures = [(x.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy() for x in as_pictures(images)]
-        return segment_all(self.provider("segment"), pictures, batch_size)
+        return segment_all(self.provider("segment"), as_pixels(images), batch_size)
+
+    @torch.no_grad()
+    def objects(self, images: Any, batch_size: int = 64) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+        """Per picture the soft masks (K, H, W) of its objects and their scores (K,), the best first."""
+        return objects_all(self.provider("objects"), as_pixels(images), batch_size)
+
+    @torch.no_grad()
+    def detect(self, images: Any, batch_size: int = 64) -> list[FoundBoxes]:
+        """Per picture its boxes (K, 4) in pixels of the picture and their scores (K,), the best first."""
+        return detect_all(self.provider("detect"), as_pixels(images), batch_size)
 
 
 def load(run: str | os.PathLike[str]) -> Learned:
@@ -205,6 +216,11 @@ def as_pictures(images: Any) -> list[Tensor]:
             raise DataError(f"Picture {i} is {array.shape} {array.dtype}.", expected="(H, W, 3) uint8")
         pictures.append(torch.tensor(array.transpose(2, 0, 1), dtype=torch.float32) / 255)
     return pictures
+
+
+def as_pixels(images: Any) -> list[np.ndarray[Any, Any]]:
+    """The same as (H, W, 3) uint8 arrays."""
+    return [(x.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy() for x in as_pictures(images)]
 
 
 def to_square(picture: Tensor, px: int) -> Tensor:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -245,6 +245,42 @@ class Segments(Protocol):
 
     def segment(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to (B, H, W) in [0, 1]."""
+        ...
+
+
+class Detections(NamedTuple):
+    """Boxes of B pictures, the best first; a picture with fewer than K has boxes of zeros with score 0 at the end."""
+
+    boxes: Tensor
+    """(B, K, 4) float32 (x0, y0, x1, y1) in pixels, exclusive ends."""
+    scores: Tensor
+    """(B, K) float32 in [0, 1]."""
+
+
+class Objects(NamedTuple):
+    """Masks of several objects in each of B pictures, the best first; a picture with fewer than K has empty ones with score 0."""
+
+    masks: Tensor
+    """(B, K, H, W) float32 in [0, 1]."""
+    scores: Tensor
+    """(B, K) float32 in [0, 1]."""
+
+
+@runtime_checkable
+class Detects(Protocol):
+    """Capability `detect`: boxes with scores."""
+
+    def detect(self, images: Tensor) -> Detections:
+        """(B, 3, H, W) in [0, 1] to boxes in pixels of these pictures."""
+        ...
+
+
+@runtime_checkable
+class FindsObjects(Protocol):
+    """Capability `objects`: a mask with a score for each of several objects."""
+
+    def objects(self, images: Tensor) -> Objects:
+        """(B, 3, H, W) in [0, 1] to masks at the size of these pictures."""
         ...
 
 

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from selftaught import __version__
 from selftaught.core import capture, checkpoint, draws, launch, shard
+from selftaught.core.allocator import keep_memory
 from selftaught.core.config import digest, from_json, override, read_json, to_json, write_json
 from selftaught.core.errors import ConfigError, NumericError, RunError, SelftaughtError
 from selftaught.core.guards import Collapse, NotFinite, RunLock, SignalFlag, check_step, finite, not_finite
@@ -161,6 +162,7 @@ def run_job(job: Job, quiet: bool) -> Path:
     """Make sure that everything a job needs is there, then train."""
     if job.config.steps < 0 or not 1 <= job.config.accumulate <= job.config.batch_size:
         raise ConfigError("steps must be at least 0, accumulate at least 1 and at most batch_size.")
+    keep_memory()
     rank, world = launch.place()
     if job.config.batch_size // job.config.accumulate < world:
         raise ConfigError(f"{world} processes cannot share {job.config.batch_size // job.config.accumulate} pictures.",

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 import torch
 
-from selftaught.core import checkpoint
 from selftaught.core.config import read_json
 from selftaught.loading import load_method
+from trained_runs import differing, newest
 
 PROGRAM = str(Path(__file__).with_name("rank_program.py"))
 METHODS = ("simclr", "dino", "mae", "selfmask")
@@ -50,19 +50,6 @@ def finished(processes: list[subprocess.Popen[str]], timeout: float = 3000) -> l
 def command(method: str, data: Path, out: Path, *more: str) -> str:
     return "\t".join(["train", method, str(data), "--out", str(out), "--size", "tiny", "--quiet", "--set", "batch_size=9",
                       "--set", "clip_norm=1", *more])  # fmt: skip
-
-
-def newest(run: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    folder = checkpoint.latest(run / "checkpoints")
-    assert folder is not None
-    return checkpoint.load(folder)
-
-
-def differing(a: Path, b: Path) -> list[str]:
-    """Names of the tensors in which two runs differ by a bit."""
-    (first, _), (second, _) = newest(a), newest(b)
-    assert first.keys() == second.keys()
-    return [f"{part}.{k}" for part in first for k, v in first[part].items() if not torch.equal(v, second[part][k])]
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

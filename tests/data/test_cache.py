@@ -182,7 +182,7 @@ def test_a_disk_that_fills_up_gives_its_room_back(tmp_path: Path, monkeypatch: p
     def full(_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache, "_to_disk", full)
+    monkeypatch.setattr(cache, "to_disk", full)
     with pytest.raises(DataError) as caught:
         build_cache(Counting(10), 4, cache_dir=tmp_path)
     assert caught.value.exit_code == 5 and not list(tmp_path.glob(".partial-*"))

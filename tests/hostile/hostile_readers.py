@@ -215,6 +215,50 @@ def fuzz_list(folder: Path) -> Case:
     return case
 
 
+def fuzz_film(kind: str) -> Callable[[Path], Case]:
+    """Films of one container, read by the limited process; what ends that process is refused, and another one started."""
+
+    def start(folder: Path) -> Case:
+        from selftaught.data.clip_reader import Decoder, Limits, Place, Want
+
+        seeds = film_seeds(folder, kind)
+        decoder = Decoder(Limits(memory_bytes=2**28, stall_s=CASE_S, total_s=2 * CASE_S))
+        for seed in seeds:
+            assert len(decoder.read(Place(data=seed))[0]) == 6
+
+        def case(draw: random.Random) -> None:
+            want = Want(8, 8, draw.choice((0.0, 10.0)))
+            numbers = [draw.randrange(7) for _ in range(3)] if not want.fps and draw.random() < 0.3 else None
+            frames, info = decoder.read(Place(data=damage(draw.choice(seeds), draw)), want, numbers)
+            if frames.dtype != np.uint8 or frames.shape != (info.frames, 8, 8, 3):
+                raise AssertionError(f"frames of shape {frames.shape}, {frames.dtype}")
+
+        return case
+
+    return start
+
+
+def film_seeds(folder: Path, kind: str) -> list[bytes]:
+    """Small films of six frames in the containers and codings that people have."""
+    import av
+
+    frames = np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3)).astype(np.uint8)
+    found = []
+    for codec in {"mp4": ("libx264", "mpeg4"), "mkv": ("libvpx", "ffv1", "libx264"), "avi": ("mpeg4", "mjpeg")}[kind]:
+        path = folder / f"seed.{kind}"
+        with av.open(str(path), "w") as file:
+            stream: Any = file.add_stream(codec, rate=25)
+            stream.height = stream.width = 16
+            stream.pix_fmt = {"ffv1": "bgr0", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
+            for frame in frames:
+                for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                    file.mux(packet)
+            for packet in stream.encode(None):
+                file.mux(packet)
+        found.append(path.read_bytes())
+    return found
+
+
 def misbehave(way: str) -> Callable[[Path], Case]:
     """A reader that is wrong in one way from its thirtieth case on, to show that the test would see it."""
 
@@ -243,11 +287,11 @@ def misbehave(way: str) -> Callable[[Path], Case]:
 
 STARTS: dict[str, Callable[[Path], Case]] = {
     **{kind: fuzz_picture(kind.upper()) for kind in ("jpeg", "png", "webp", "tiff", "gif", "bmp", "ppm")},
-    "npz": fuzz_npz, "tar": fuzz_tar, "list": fuzz_list,
+    "npz": fuzz_npz, "tar": fuzz_tar, "list": fuzz_list, **{kind: fuzz_film(kind) for kind in ("mp4", "mkv", "avi")},
     **{way: misbehave(way) for way in ("aborts", "spins", "hoards", "raises")},
 }  # fmt: skip
-NAMES = ("jpeg", "png", "webp", "tiff", "gif", "bmp", "ppm", "npz", "tar", "list", "checkpoint", "config.json", "learn.json",
-         "plan.json", "metrics.jsonl", "lock.json", "index.json", "journal.jsonl")  # fmt: skip
+NAMES = ("jpeg", "png", "webp", "tiff", "gif", "bmp", "ppm", "npz", "tar", "list", "mp4", "mkv", "avi", "checkpoint",
+         "config.json", "learn.json", "plan.json", "metrics.jsonl", "lock.json", "index.json", "journal.jsonl")  # fmt: skip
 
 
 def reader(name: str) -> Callable[[Path], Case]:

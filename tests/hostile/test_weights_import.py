@@ -193,7 +193,7 @@ SANDBOX = """
 import sys
 from selftaught.core import foreign
 import pickle, subprocess, socket, shutil, ctypes
-sys.addaudithook(foreign._guard)
+sys.addaudithook(foreign.guard)
 pickle.loads(bytes.fromhex(sys.argv[1]))
 print("it ran")
 """
@@ -208,7 +208,7 @@ print("it ran")
 )  # fmt: skip
 def test_even_a_pickle_that_is_opened_can_do_nothing(call: Call, guarded: bool, tmp_path: Path) -> None:
     """The second line of defence: what the guard ends, the same pickle does without it."""
-    code = SANDBOX if guarded else SANDBOX.replace("sys.addaudithook(foreign._guard)", "")
+    code = SANDBOX if guarded else SANDBOX.replace("sys.addaudithook(foreign.guard)", "")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, pickle.dumps(call).hex()]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -224,7 +224,7 @@ def test_the_process_is_limited_in_memory_and_has_no_network(tmp_path: Path) -> 
     code = """
 import sys, socket
 from selftaught.core import foreign
-print("offline" if foreign._leave_network() else "online")
+print("offline" if foreign.leave_network() else "online")
 foreign._limit_early({"cpu_s": 60, "size": 0})
 try:
     with open("big", "wb") as file:
@@ -232,7 +232,7 @@ try:
     print("wrote")
 except OSError:
     print("too large")
-foreign._limit_memory(2**27)
+foreign.limit_memory(2**27)
 small = bytearray(2**25)
 try:
     bytearray(2**29)
@@ -299,5 +299,5 @@ def test_the_users_secrets_do_not_reach_the_process(tmp_path: Path, monkeypatch:
     with pytest.raises(DataError):
         import_weights(tmp_path / "a.pth", tmp_path / "a.safetensors")
     own = {"PYTHONPATH", "HOME", "TMPDIR", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONDONTWRITEBYTECODE"}
-    assert "SECRET_TOKEN" not in seen["env"] and set(seen["env"]) <= {*foreign._KEPT_VARIABLES, *own}
+    assert "SECRET_TOKEN" not in seen["env"] and set(seen["env"]) <= {*foreign.KEPT_VARIABLES, *own}
     assert Path(seen["cwd"]) != Path.cwd() and not Path(seen["cwd"]).exists()

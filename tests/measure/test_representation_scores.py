@@ -107,8 +107,37 @@ def test_large_sets_are_thinned_evenly(data: EvalData, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "MAX_TEST", 20)
     method = Colour()
     scores = representation_scores(method, Colour(True), data)
-    # The bank and the test pictures, and the bank once more for the rank.
-    assert scores["knn20"].n == 20 and sum(method.calls) == 140
+    # No picture is looked at twice.
+    assert scores["knn20"].n == 20 and sum(method.calls) == 80
+
+
+class Whitened(Colour):
+    """Twice as wide colours, halved once the method is settled; settled on the training pictures when it is the untrained one."""
+
+    def __init__(self, blind: bool = False) -> None:
+        super().__init__(blind)
+        self.settled_on = 0
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return 2 * super().embed(images)
+
+    def whitened(self, pooled: Tensor) -> Tensor:
+        return pooled / 2
+
+    def embed(self, images: Tensor) -> Tensor:
+        raise AssertionError("pooled vectors are enough")
+
+    def settle_on(self, pooled: Tensor) -> None:
+        self.settled_on += len(pooled)
+
+
+def test_vectors_are_whitened_for_neighbours_and_not_for_the_rank(data: EvalData) -> None:
+    method, untrained = Whitened(), Whitened(True)
+    scores, plain = representation_scores(method, untrained, data), representation_scores(Colour(), Colour(True), data)
+    assert data.train is not None
+    assert (method.settled_on, untrained.settled_on) == (0, len(data.train))
+    for name, score in plain.items():
+        assert scores[name].value == pytest.approx(score.value, rel=1e-5)
 
 
 def test_embeddings_come_in_order_whatever_the_batch(data: EvalData) -> None:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import scipy.sparse.linalg
+from scipy import ndimage
 
 from selftaught.core.errors import ConfigError, NumericError
+from selftaught.nets import bilateral
 from selftaught.nets.bilateral import BilateralGrid, bilateral_solve, largest_filled, refine
 
 
@@ -98,7 +100,7 @@ def test_equals_the_assembled_matrix(sigmas: tuple[float, float, float]) -> None
     np.testing.assert_allclose(grid.solve(target), expected, atol=1e-12)
 
 
-def test_the_operator_equals_the_assembled_matrix_column_by_column() -> None:
+def test_the_matrix_equals_the_formula() -> None:
     picture, _, _ = square()
     grid = BilateralGrid(picture, 4, 16, 8)
     unit = np.eye(grid.size)
@@ -106,8 +108,7 @@ def test_the_operator_equals_the_assembled_matrix_column_by_column() -> None:
     n, m = grid._n, grid._m
     weight = np.linspace(0.5, 2.0, grid.size)
     matrix = 256 * (np.diag(m) - n[:, None] * blur * n[None, :]) + np.diag(weight)
-    mine = np.stack([grid.operator(column, weight, 256.0) for column in unit], 1)
-    np.testing.assert_allclose(mine, matrix, atol=1e-11)
+    np.testing.assert_allclose(grid.matrix(weight, 256.0).toarray(), matrix, atol=1e-11)
     assert (blur == blur.T).all()
 
 
@@ -208,3 +209,41 @@ def test_refuses_bad_input() -> None:
         bilateral_solve([picture], [])
     with pytest.raises(ConfigError, match="as many"):
         bilateral_solve([picture], [target], [])
+
+
+@pytest.mark.parametrize("sigmas", [(16.0, 16.0, 8.0), (4.0, 2.0, 3.0), (7.5, 300.0, 12.3)])
+def test_the_table_of_cells_equals_sorting(sigmas: tuple[float, float, float]) -> None:
+    for picture in (noisy(1)[0], square()[0], noisy(2)[0][:, :, ::-1], noisy(3, 1, 50)[0]):
+        packed, strides, total = bilateral._pack(picture, *sigmas)
+        assert packed.min() > 0 and packed.max() < total
+        (cells, blur), (expected, matrix) = (f(packed, strides, total) for f in (bilateral._by_table, bilateral._by_sorting))
+        assert (cells == expected).all() and (blur != matrix).nnz == 0 and (blur != blur.T).nnz == 0
+
+
+def test_many_colours_are_sorted() -> None:
+    picture, target = noisy()
+    assert bilateral._pack(picture, 1, 0.5, 0.5)[2] > bilateral._TABLE_CELLS
+    grid = BilateralGrid(picture, 1, 0.5, 0.5)
+    np.testing.assert_allclose(grid.solve(target), assembled(picture, target, (1, 0.5, 0.5))[0], atol=1e-12)
+    with pytest.raises(ConfigError, match="too many cells"):
+        BilateralGrid(picture, 1e-6, 1e-5, 1e-5)
+    for sigma in (1e-3, 1e-6, 1e-9):  # cells of one colour, however small, are as many as there are tiles
+        assert BilateralGrid(np.full((20, 30, 3), 200, np.uint8), 10, sigma, sigma).size == 6
+
+
+def test_cells_do_not_depend_on_the_strips_in_which_colours_are_converted() -> None:
+    picture, _ = noisy(5, 64, 90)
+    whole = bilateral._pack(picture, 16, 16, 8)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bilateral, "_STRIP_PIXELS", 100)
+        assert (bilateral._pack(picture, 16, 16, 8)[0] == whole).all()
+    planar = np.ascontiguousarray(picture.transpose(2, 0, 1)).transpose(1, 2, 0)
+    assert (bilateral._pack(planar, 16, 16, 8)[0] == whole).all()
+    assert (bilateral._pack(picture.astype(np.float32), 16, 16, 8)[0] == whole).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_largest_filled_equals_scipy(seed: int) -> None:
+    mask = np.random.default_rng(seed).random((17, 23)) < 0.35 + 0.03 * seed
+    filled, count = ndimage.label(ndimage.binary_fill_holes(mask))
+    assert count and (largest_filled(mask) == (filled == 1 + np.argmax(np.bincount(filled.ravel())[1:]))).all()

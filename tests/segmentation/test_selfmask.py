@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from selftaught.core.errors import ConfigError
 from selftaught.method import Progress
-from selftaught.segmentation.selfmask import SelfMask, dice_loss, largest, otsu, ranking_loss
+from selftaught.segmentation.selfmask import SelfMask, dice_loss, largest, otsu, ranking_loss, without_wisps
 from selftaught.segmentation.voting import centred, kmeans, pseudo_mask_file, spectral_candidates, vote
 
 TINY: Any = SelfMask.sizes["tiny"]
@@ -376,6 +376,18 @@ def test_otsu_is_the_slow_one() -> None:
     two = torch.where(torch.arange(16).view(1, 1, 4, 4) < 5, 0.6, 0.3)
     assert 0.3 < float(otsu(two)) < 0.6
     assert 0 < float(otsu(torch.full((1, 1, 4, 4), 0.5))) < 1, "a flat mask has some threshold as well"
+
+
+def test_wisps_go_and_things_stay() -> None:
+    thing = torch.full((1, 20, 20), 0.1)
+    thing[0, 4:12, 4:12] = 0.9
+    with_wisp = thing.clone()
+    with_wisp[0, 8:10, 12:] = 0.9
+    assert torch.equal(without_wisps(with_wisp, 3), thing)
+    wide = thing.clone()
+    wide[0, 8:11, 12:] = 0.9
+    assert torch.equal(without_wisps(wide, 3), wide)
+    assert torch.equal(without_wisps(with_wisp, 1), with_wisp)
 
 
 def test_the_largest_values_are_as_many_as_the_share() -> None:

@@ -12,11 +12,12 @@ from selftaught.core.config import sync_folder, write_error
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Path]:
     """Give a temporary sibling of `path` to write to, which takes the place of `path` when the block ends well.
 
     The sibling keeps the suffix, because writers choose the format by it. Raises RunError, with exit code 5 for a full
-    disk; after any error the sibling is removed and `path` is as it was.
+    disk; after any error the sibling is removed and `path` is as it was. Without `durable` it may be lost when the power fails: for one of
+    many files that a repetition writes again, since waiting for the disk takes longer than making them.
     """
     path = Path(path)
     mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
@@ -24,10 +25,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temp
-        with open(temp, "rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temp, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temp, path)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         size_bytes = temp.stat().st_size if temp.exists() else 0
         raise write_error(path, size_bytes, error) from error
@@ -36,7 +39,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temp.unlink()
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+def write_bytes(path: str | os.PathLike[str], data: bytes, durable: bool = True) -> None:
     """Write `data` to `path` at once; raises RunError, with exit code 5 for a full disk."""
-    with replacing(path) as temp:
+    with replacing(path, durable) as temp:
         temp.write_bytes(data)

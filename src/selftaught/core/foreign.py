@@ -37,7 +37,7 @@ SAFE_TORCH = (2, 10)
 """From here on torch has no known way around its list of harmless types (CVE-2025-32434, CVE-2026-24747)."""
 _DEPTH = 3
 _NEWUSER, _NEWNET = 0x10000000, 0x40000000
-_KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
+KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
 _FORBIDDEN = re.compile(
     r"socket\.|subprocess\.|ctypes\.|pty\.|shutil\.|webbrowser\.|ftplib\.|smtplib\.|urllib\.|sqlite3\.|mmap\."
     r"|os\.(system|exec|posix_spawn|spawn|startfile|fork|forkpty|kill|killpg|remove|rename|rmdir|mkdir|link|symlink"
@@ -122,7 +122,7 @@ def _sha256(path: Path) -> str:
 
 def _in_another_process(order: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Run `child` with an order; return its answer, or raise the error that it tells or died of."""
-    environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     environment |= {
         "PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path), "HOME": str(folder),
         "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
@@ -195,14 +195,14 @@ def child() -> None:
     order = json.load(sys.stdin)
     answer: dict[str, Any]
     try:
-        answer = {"offline": _leave_network()}
+        answer = {"offline": leave_network()}
         _limit_early(order)
         import torch
 
         torch.set_num_threads(1)
-        _limit_memory(4 * order["size"] + order["spare_bytes"])
+        limit_memory(4 * order["size"] + order["spare_bytes"])
         with open(order["answer"], "w") as file, open(order["result"], "wb") as result:
-            sys.addaudithook(_guard)  # from here on nothing can be opened for writing
+            sys.addaudithook(guard)  # from here on nothing can be opened for writing
             try:
                 answer |= _convert(order, result)
             except DataError as error:
@@ -214,7 +214,7 @@ def child() -> None:
         sys.exit(1)
 
 
-def _leave_network() -> bool:
+def leave_network() -> bool:
     """Move this process into a network without any connection, where the system allows that; return whether it did."""
     import ctypes
 
@@ -230,7 +230,7 @@ def _limit_early(order: Mapping[str, Any]) -> None:
         resource.setrlimit(getattr(resource, name), (limit, limit))
 
 
-def _limit_memory(more_bytes: int) -> None:
+def limit_memory(more_bytes: int) -> None:
     """Allow `more_bytes` beyond what Python and torch have mapped so far."""
     import resource
 
@@ -242,7 +242,7 @@ def _limit_memory(more_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _guard(event: str, arguments: tuple[Any, ...]) -> None:
+def guard(event: str, arguments: tuple[Any, ...]) -> None:
     """End the process at whatever reading weights does not need; Python offers no way to take the hook off again."""
     if event == "open":
         flags = arguments[2] if len(arguments) > 2 and isinstance(arguments[2], int) else 0
@@ -250,7 +250,7 @@ def _guard(event: str, arguments: tuple[Any, ...]) -> None:
     else:
         forbidden = _FORBIDDEN.match(event) is not None
     if forbidden:
-        os.write(2, f"it tried to do more than to hold tensors ({event})\n".encode())
+        os.write(2, f"it tried to do more than to be read ({event})\n".encode())
         os._exit(1)
 
 

@@ -14,8 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _TORCH = str(Path(torch.__file__).parent)
 _FRAME = re.compile(r'File "(.+)", line (\d+), in (.+)')
-_FILLS = ("empty", "full", "masked_fill", "fill", "new_full", "scalar_tensor", "_to_copy", "copy", "clone", "detach")
+_FILLS = ("full", "masked_fill", "fill", "new_full", "scalar_tensor", "_to_copy", "copy", "clone", "detach")
 """Operations that write what they were told to, such as minus infinity behind a mask: infinities are not born there."""
+_RESERVES = ("empty", "new_empty")
+"""How operations begin that reserve memory and write nothing: what lies there by chance is nobody's number."""
 
 
 class Trace(TorchDispatchMode):
@@ -56,7 +58,7 @@ class Trace(TorchDispatchMode):
         out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         for kind, had in before.items():
-            if had or name.rstrip("_") in _FILLS or not _any(kind, out):
+            if had or name.rstrip("_") in _FILLS or name.startswith(_RESERVES) or not _any(kind, out):
                 continue
             self.born[kind] = f"{name} {self._where()}"
         return out

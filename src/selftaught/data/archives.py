@@ -100,7 +100,7 @@ class TarSource(Source):
         groups: dict[str, dict[str, Place]] = {}
         refused = 0
         index = tar_index.Index(self.paths[number])
-        for member, offset, size in _members(self.paths[number], index):
+        for member, offset, size in tar_members(self.paths[number], index):
             folder, _, file_name = member.rpartition("/")
             if file_name.startswith(".") or "__MACOSX" in folder:
                 continue
@@ -152,7 +152,7 @@ class TarSource(Source):
         path = self.paths[number]
         try:
             if "://" in path:
-                system, inner = _remote(path)
+                system, inner = remote(path)
                 data = bytes(system.cat_file(inner, start=offset, end=offset + size))
             else:
                 with open(path, "rb") as stream:  # opened anew: safe across threads and forks, about 10 us
@@ -219,9 +219,9 @@ class NpzSource(Source):
         return self._files[self._offset[i] : self._offset[i + 1]].tobytes()
 
 
-def _members(path: str, index: tar_index.Index) -> Iterator[tuple[str, int, int]]:
+def tar_members(path: str, index: tar_index.Index) -> Iterator[tuple[str, int, int]]:
     """Yield (relative name, offset, size) of the regular files of a tar, each name checked."""
-    with _opened(path) as stream:
+    with opened(path) as stream:
         try:
             yield from tar_index.members(stream, index, MAX_MEMBERS)
         except (tar_index.Broken, OSError) as error:
@@ -249,11 +249,11 @@ def _samples_of(key: str, files: dict[str, Place]) -> Iterator[tuple[str, _Sampl
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
+def opened(path: str) -> Iterator[BinaryIO]:
     try:
         stream: Any = None
         if "://" in path:
-            system, inner = _remote(path)
+            system, inner = remote(path)
             stream = system.open(inner, "rb")
         else:
             stream = open(path, "rb")
@@ -263,7 +263,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _remote(url: str) -> tuple[Any, str]:
+def remote(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError as error:
@@ -277,7 +277,7 @@ def _remote(url: str) -> tuple[Any, str]:
 def tar_state(path: str) -> str:
     """Return size and time of a tar as text, for the fingerprint."""
     if "://" in path:
-        system, inner = _remote(path)
+        system, inner = remote(path)
         try:
             info = system.info(inner)
         except OSError as error:

@@ -37,7 +37,7 @@ THREADS = max(2, min(8, os.cpu_count() or 2))
 _CHUNK = 512
 _SPOTS = 64
 _SPARE_BYTES = 32 * 2**20
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Report = Callable[[int, int], None]
 
@@ -95,9 +95,9 @@ def build_cache(
     key = hashlib.sha256(f"{SCHEMA}|{image_px}|{fingerprint}".encode()).hexdigest()[:16]
     root = cache_root(cache_dir)
     folder = root / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', source.name)[:60]}-{image_px}px-{key}"
-    with _writing(root):
+    with writing(root):
         root.mkdir(parents=True, exist_ok=True)
-        with _only_one(root / f".{key}.lock"):
+        with only_one(root / f".{key}.lock"):
             found = _open(folder, source, image_px, fingerprint)
             if found is None:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -106,7 +106,7 @@ def build_cache(
                 found = _open(folder, source, image_px, fingerprint)
     if found is None:
         raise DataError(f"the cache {folder} does not read back as it was written", do="check the disk, try again")
-    _refuse(found.bad, total, total, max_bad_frac)
+    refuse(found.bad, total, total, max_bad_frac)
     return found
 
 
@@ -136,7 +136,7 @@ class _Work:
             self.run(max_bad_frac, report)
             self.finish(fingerprint, folder)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
 
@@ -154,7 +154,7 @@ class _Work:
             for i, result in decoded_in_order(self.source, self.image_px, self.done):
                 if isinstance(result, BadFile):
                     self.bad.append((i, result.reason))
-                    _refuse(self._named(), i + 1, total, max_bad_frac)
+                    refuse(self._named(), i + 1, total, max_bad_frac)
                 else:
                     pixels, size = result
                     images.write(np.ascontiguousarray(pixels.transpose(2, 0, 1)).data)
@@ -162,12 +162,12 @@ class _Work:
                     self.sizes.append(size)
                 self.done = i + 1
                 if self.done % _CHUNK == 0 or self.done == total:
-                    _to_disk(images)
+                    to_disk(images)
                     self._record(journal, *marks)
                     marks = (len(self.rows), len(self.bad))
                 if report is not None and (self.done % 32 == 0 or self.done == total):
                     report(self.done, total)
-        _refuse(self._named(), total, total, max_bad_frac)
+        refuse(self._named(), total, total, max_bad_frac)
 
     def finish(self, fingerprint: str, folder: Path) -> None:
         """Write the index, then give the whole folder its name."""
@@ -181,12 +181,12 @@ class _Work:
             "sizes": self.sizes,
             "source_index": self.rows,
             "bad": self._named(),
-            "spots": _spots(images),
+            "spots": spots(images),
         }
         del images
         with (self.folder / "index.json").open("wb") as stream:
             stream.write(json.dumps(index).encode())
-            _to_disk(stream)
+            to_disk(stream)
         (self.folder / "journal.jsonl").unlink(missing_ok=True)
         os.replace(self.folder, folder)
         _sync_folder(folder.parent)
@@ -219,7 +219,7 @@ class _Work:
             "bad": self.bad[bad_from:],
         }
         journal.write(json.dumps(entry).encode() + b"\n")
-        _to_disk(journal)
+        to_disk(journal)
 
     def _check_room(self, total: int) -> None:
         need = (total - self.done) * self.row_bytes + _SPARE_BYTES
@@ -258,15 +258,15 @@ def decoded_in_order(source: Source, px: int, start: int = 0) -> Iterator[tuple[
                 future.cancel()
 
 
-def _refuse(bad: list[tuple[str, str]], seen: int, total: int, max_bad_frac: float) -> None:
-    """Raise DataError (exit code 3) when too many pictures are broken, or all."""
+def refuse(bad: list[tuple[str, str]], seen: int, total: int, max_bad_frac: float, what: str = "pictures") -> None:
+    """Raise DataError (exit code 3) when too many pictures (or clips) are broken, or all."""
     if len(bad) <= max_bad_frac * total and len(bad) < total:
         return
     shown = [f"  {key}: {reason}" for key, reason in bad[:10]]
     more = [f"  and {len(bad) - 10} more"] if len(bad) > 10 else []
     so_far = "" if seen == total else f" among the first {seen}"
     raise DataError(
-        "\n".join([f"{len(bad)} of {total} pictures cannot be read{so_far}:", *shown, *more]),
+        "\n".join([f"{len(bad)} of {total} {what} cannot be read{so_far}:", *shown, *more]),
         expected=f"at most {max_bad_frac:.0%} broken (max_bad_frac)",
         do="repair or remove them, or allow a larger share",
         exit_code=EXIT_DATA,
@@ -289,7 +289,7 @@ def _open(folder: Path, source: Source, px: int, fingerprint: str) -> ImageSet |
         if index["keys"] != [source.keys[i] for i in picked]:
             return None
         flat = np.memmap(folder / "images.u8", np.uint8, "r", shape=(rows, 3 * px * px))
-        if _spots(flat) != index["spots"]:
+        if spots(flat) != index["spots"]:
             return None
         bad = [(str(key), str(reason)) for key, reason in index["bad"]]
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -318,13 +318,13 @@ def _all_sizes(sizes: Any, rows: int) -> bool:
     return found.shape == (rows, 2) and found.dtype == np.int64 and bool((found > 0).all())
 
 
-def _spots(images: np.ndarray) -> list[int]:
+def spots(images: np.ndarray) -> list[int]:
     """Return check sums of up to 64 rows spread over the file: they notice pages that a crash left empty."""
     rows = np.unique(np.linspace(0, len(images) - 1, min(_SPOTS, len(images))).astype(np.int64))
     return [zlib.crc32(np.ascontiguousarray(images[row]).data) for row in rows]
 
 
-def _to_disk(stream: BinaryIO) -> None:
+def to_disk(stream: BinaryIO) -> None:
     stream.flush()
     os.fsync(stream.fileno())
 
@@ -340,7 +340,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
+def only_one(lock: Path) -> Iterator[None]:
     """Let one process at a time build a cache; others wait and then find it. The lock ends with its process."""
     try:
         import fcntl
@@ -353,11 +353,11 @@ def _only_one(lock: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _writing(root: Path) -> Iterator[None]:
+def writing(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in _FULL
+        full = error.errno in FULL
         raise DataError(
             f"the cache in {root} cannot be written ({error.strerror or error})",
             do="free some room" if full else "set SELFTAUGHT_CACHE to a folder that can be written",

@@ -238,7 +238,7 @@ def _open_list(items: list[Any]) -> Source:
 def _open_path(text: str) -> Source:
     if text.startswith("file://"):
         text = text[len("file://") :]
-    many = _expand(text)
+    many = expand(text)
     if len(many) > 1 or "://" in text:
         if not all(one.endswith(".tar") for one in many):
             raise DataError(
@@ -273,7 +273,7 @@ def _open_folder(root: Path) -> Source:
     except OSError as error:
         raise DataError(f"{root} cannot be read ({error.strerror})") from error
     tars = sorted(n for n in entries if n.endswith(".tar"))
-    train, test = (_shards(tars, PARTS[part]) for part in ("train", "test"))
+    train, test = (shards(tars, PARTS[part]) for part in ("train", "test"))
     if train and test:
         parts: dict[str, Source] = {"train": TarSource([root / n for n in train])}
         return OfficialSplits(name, {**parts, "test": TarSource([root / n for n in test])})
@@ -303,7 +303,7 @@ def tar_shards(data: Any) -> list[str]:
     if isinstance(data, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in data):
         many = [os.fspath(item) for item in data]
     elif isinstance(data, (str, os.PathLike)):
-        many = _expand(os.fspath(data).removeprefix("file://"))
+        many = expand(os.fspath(data).removeprefix("file://"))
     else:
         return []
     if len(many) == 1 and "://" not in many[0]:
@@ -311,7 +311,7 @@ def tar_shards(data: Any) -> list[str]:
         if path.is_dir():
             entries = {entry.name: entry for entry in os.scandir(path)}
             names = sorted(n for n in entries if n.endswith(".tar"))
-            split = all(_shards(names, PARTS[part]) for part in ("train", "test"))
+            split = all(shards(names, PARTS[part]) for part in ("train", "test"))
             other = split or _holds_pictures(entries) or any(n.endswith(".npz") for n in entries)
             return [] if other else [str(path / n) for n in names]
         many = [str(path)]
@@ -353,7 +353,7 @@ def _open_sample(text: str, split: str) -> Source:
     return open_sample(name, count, split)
 
 
-def _shards(tars: Sequence[str], names: Sequence[str]) -> list[str]:
+def shards(tars: Sequence[str], names: Sequence[str]) -> list[str]:
     """Return the tars of one part: `train.tar`, or numbered ones such as `train-000012.tar`."""
     for name in names:
         found = [tar for tar in tars if re.fullmatch(rf"{name}([-_.]?\d+)*\.tar", tar)]
@@ -362,7 +362,7 @@ def _shards(tars: Sequence[str], names: Sequence[str]) -> list[str]:
     return []
 
 
-def _expand(text: str) -> list[str]:
+def expand(text: str) -> list[str]:
     """Expand one {000..012} range, and * in local paths that do not exist as written."""
     span = re.search(r"\{(\d+)\.\.(\d+)\}", text)
     if span:

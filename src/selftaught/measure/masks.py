@@ -63,34 +63,34 @@ def accuracy(predictions: Any, masks: Any, threshold: float = 0.5) -> np.ndarray
     return np.array(values, dtype=np.float64)
 
 
-def f_curves(predictions: Any, masks: Any, beta2: float = 0.3) -> np.ndarray:
-    """(N, 255) F = (1 + beta2) P R / (beta2 P + R) per picture at the thresholds k/255, k = 0..254, strictly above.
+def f_curves(predictions: Any, masks: Any, beta2: float = 0.3, levels: int = N_THRESHOLDS) -> np.ndarray:
+    """(N, levels) F = (1 + beta2) P R / (beta2 P + R) per picture at the thresholds k/levels, k = 0..levels-1, strictly above.
 
-    As in TokenCut (Wang et al. 2022) and MOVE (Bielski & Favaro 2022): an empty binary map has precision 1 and recall
-    0, so F = 0; F = 0 also at every threshold when the truth is empty. No min-max stretching (`saliency.sod_f_measure`
-    has it).
+    With 255 levels as in TokenCut (Wang et al. 2022), with 256 as in MOVE (Bielski & Favaro 2022): an empty binary map has
+    precision 1 and recall 0, so F = 0; F = 0 also at every threshold when the truth is empty. No min-max stretching
+    (`saliency.sod_f_measure` has it).
     """
     curves = []
     for soft, truth, valid in checked_pairs(predictions, masks):
         if not valid.any():
-            curves.append(np.full(N_THRESHOLDS, np.nan))
+            curves.append(np.full(levels, np.nan))
             continue
-        on, off = _above(soft[truth]), _above(soft[valid & ~truth])
+        on, off = _above(soft[truth], levels), _above(soft[valid & ~truth], levels)
         n_truth = max(np.count_nonzero(truth), 1)
         precision = on / np.maximum(on + off, 1)
         recall = on / n_truth
         bottom = beta2 * precision + recall
         curves.append(np.where(on > 0, (1 + beta2) * precision * recall / np.where(bottom > 0, bottom, 1), 0.0))
-    return np.array(curves, dtype=np.float64).reshape(-1, N_THRESHOLDS)
+    return np.array(curves, dtype=np.float64).reshape(-1, levels)
 
 
-def _above(values: np.ndarray) -> np.ndarray:
-    """(255,) how many values are strictly above k/255."""
+def _above(values: np.ndarray, levels: int) -> np.ndarray:
+    """(levels,) how many values are strictly above k/levels."""
     # Thresholds in the dtype of the values: 100/255 in float32 must not count as above 100/255 in float64.
-    thresholds = (np.arange(N_THRESHOLDS + 1) / 255).astype(values.dtype)
+    thresholds = (np.arange(levels + 1) / levels).astype(values.dtype)
     # A rounded product can only be one too high, and then the comparison adds nothing.
-    level = (values * 255).astype(np.int64)
-    passed = np.bincount(level + (values > thresholds[level]), minlength=N_THRESHOLDS + 1)
+    level = (values * levels).astype(np.int64)
+    passed = np.bincount(level + (values > thresholds[level]), minlength=levels + 1)
     return np.cumsum(passed[::-1])[::-1][1:]
 
 

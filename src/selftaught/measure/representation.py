@@ -38,15 +38,22 @@ def embed_all(
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
-def rank_score(method: Embeds, untrained: Embeds, images: ImageSet, note: str) -> Score:
-    """RankMe of a method's vectors before they were whitened, which gives any vectors full rank."""
-    ranks = [
-        embed_all(m, images, MAX_BANK, take=getattr(m, "pooled", m.embed)) for m in (method, untrained)
-    ]
-    value, beside = (rank_me(rows) for rows in ranks)
-    note = f"of {ranks[0].shape[1]} dimensions; {note}"
-    ci95 = jackknife_ci(ranks[0], rank_me)
-    return Score(value, len(ranks[0]), ci95, "higher", "dimensions", {"untrained": beside}, note)
+def pooled_all(method: Embeds, images: ImageSet, count: int | None = None) -> np.ndarray[Any, Any]:
+    """(N, D) vectors of a method before they are whitened, where it does that."""
+    return embed_all(method, images, count, take=getattr(method, "pooled", method.embed))
+
+
+def whitened(method: Embeds, pooled: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What the method makes of its pooled vectors, so that no picture is looked at twice."""
+    take = getattr(method, "whitened", None)
+    return pooled if take is None else take(torch.from_numpy(pooled)).numpy()
+
+
+def rank_score(rows: np.ndarray[Any, Any], beside: np.ndarray[Any, Any], note: str) -> Score:
+    """RankMe of a method's and the untrained network's vectors before they were whitened, which gives any vectors full rank."""
+    note = f"of {rows.shape[1]} dimensions; {note}"
+    ci95 = jackknife_ci(rows, rank_me)
+    return Score(rank_me(rows), len(rows), ci95, "higher", "dimensions", {"untrained": rank_me(beside)}, note)
 
 
 def representation_scores(method: Embeds, untrained: Embeds, data: EvalData) -> dict[str, Score]:
@@ -59,19 +66,21 @@ def representation_scores(method: Embeds, untrained: Embeds, data: EvalData) -> 
     bank_labels = data.train.labels() if data.train is not None else None
     if data.train is None or not several(bank_labels) or test_labels is None or not (test_labels != "").any():
         why = "the training pictures have fewer than two classes, so neighbours could not be scored"
-        return {"rank_me": rank_score(method, untrained, (data.train or data.test).images, why)}
+        images = (data.train or data.test).images
+        return {"rank_me": rank_score(pooled_all(method, images, MAX_BANK), pooled_all(untrained, images, MAX_BANK), why)}
     train, bank_labels = spread(data.train.images, bank_labels, MAX_BANK)
     test, test_labels = spread(data.test.images, test_labels, MAX_TEST)
-    pictures = train.images, test.images
-    baselines = {
-        "raw_pixels": tuple(raw_pixels(x) for x in pictures),
-        "hog": tuple(hog(x) for x in pictures),
-        "untrained": (embed_all(untrained, train), embed_all(untrained, test)),
+    ours, beside = ([pooled_all(m, x) for x in (train, test)] for m in (method, untrained))
+    if hasattr(untrained, "settle_on"):
+        untrained.settle_on(torch.from_numpy(beside[0]))
+    baselines: dict[str, Any] = {
+        "raw_pixels": tuple(raw_pixels(x.images) for x in (train, test)),
+        "hog": tuple(hog(x.images) for x in (train, test)),
+        "untrained": tuple(whitened(untrained, rows) for rows in beside),
     }
-    scores = feature_scores(
-        embed_all(method, train), bank_labels, embed_all(method, test), test_labels, baselines, data.seed
-    )  # type: ignore[arg-type]
-    scores["rank_me"] = rank_score(method, untrained, train, "comparable within one method and width only")
+    bank, asked = (whitened(method, rows) for rows in ours)
+    scores = feature_scores(bank, bank_labels, asked, test_labels, baselines, data.seed)
+    scores["rank_me"] = rank_score(ours[0], beside[0], "comparable within one method and width only")
     return scores
 
 

@@ -245,14 +245,14 @@ def _orthonormal_rows(rows: Tensor, known: Tensor, noise: torch.Generator) -> tu
     made: list[Tensor] = []
     for index in range(rows.shape[1]):
         row = _minus(rows[:, index], made, known=None)
-        norm = row.norm(dim=-1, keepdim=True)
+        norm = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
         if bool((norm <= floor).any()):
             fresh = torch.randn(rows.shape[-1], generator=noise, dtype=torch.float64).to(rows)
             row = torch.where(norm <= floor, fresh / fresh.norm(), row / norm.clamp_min(floor))
             row = _minus(_minus(row, made, known), made, known)
-            norm = row.norm(dim=-1, keepdim=True)
+            norm = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
         made.append(_minus(row / norm, made, known=None))
-        made[-1] = made[-1] / made[-1].norm(dim=-1, keepdim=True)
+        made[-1] = made[-1] / torch.linalg.vector_norm(made[-1], dim=-1, keepdim=True)
     new = torch.stack(made, 1)
     return new, torch.bmm(new, rows.mT)
 

@@ -47,6 +47,17 @@ class PictureObjects:
     objects: Sequence[ObjectMask] = ()
 
 
+@dataclass(frozen=True)
+class PictureBoxes:
+    """The boxes found in one picture: `boxes` (K, 4) (x0, y0, x1, y1) in px, `scores` (K,) in [0, 1]."""
+
+    file_name: str
+    height: int
+    width: int
+    boxes: Array
+    scores: Array
+
+
 def objects_of(soft_mask: Array, *, threshold: float = 0.5, min_area_frac: float = 0.001) -> list[ObjectMask]:
     """Split a soft mask (H, W) in [0, 1] into connected objects (8 neighbours), the largest first.
 
@@ -151,22 +162,40 @@ def write_coco(
 
     Empty masks are left out. Raises DataError when a mask has another size than its picture.
     """
-    images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, picture in enumerate(pictures, start=1):
-        images.append(
-            {"id": image_id, "file_name": picture.file_name, "height": picture.height, "width": picture.width}
-        )
         for found in picture.objects:
             mask = _own_size(found.mask, picture)
             if not mask.any():
                 continue
             ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": 1, "iscrowd": 0}
             annotations.append({**ids, **coco_object(mask, found.score, compressed=compressed)})
+    return _write_coco(path, pictures, annotations, category)
+
+
+def write_coco_boxes(path: Path, pictures: Sequence[PictureBoxes], *, category: str = "object") -> Path:
+    """Write boxes as COCO JSON: bbox [x, y, w, h] in px (to a thousandth), area, score, no segmentation; return `path`."""
+    annotations: list[dict[str, Any]] = []
+    for image_id, picture in enumerate(pictures, start=1):
+        for (x0, y0, x1, y1), score in zip(picture.boxes.tolist(), picture.scores.tolist(), strict=True):
+            box = [round(float(value), 3) for value in (x0, y0, x1 - x0, y1 - y0)]
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": image_id, "category_id": 1, "iscrowd": 0, "segmentation": [],
+                "area": round(box[2] * box[3], 3), "bbox": box, "score": round(float(score), 6),
+            })  # fmt: skip
+    return _write_coco(path, pictures, annotations, category)
+
+
+def _write_coco(
+    path: Path, pictures: Sequence[PictureObjects | PictureBoxes], annotations: list[dict[str, Any]], category: str
+) -> Path:
     content = {
         "info": {"description": "Objects found by selftaught without labels"},
         "licenses": [],
-        "images": images,
+        "images": [
+            {"id": image_id, "file_name": picture.file_name, "height": picture.height, "width": picture.width}
+            for image_id, picture in enumerate(pictures, start=1)
+        ],
         "annotations": annotations,
         "categories": [{"id": 1, "name": category, "supercategory": ""}],
     }
@@ -200,14 +229,14 @@ def write_yolo(folder: Path, pictures: Sequence[PictureObjects], *, category: st
             centre = ((left + width / 2) / picture.width, (top + height / 2) / picture.height)
             figures = (*centre, width / picture.width, height / picture.height)
             lines.append("0 " + " ".join(f"{figure:.6f}" for figure in figures))
-        write_bytes(target, "".join(line + "\n" for line in lines).encode("ascii"))
+        write_bytes(target, "".join(line + "\n" for line in lines).encode("ascii"), durable=False)
     write_bytes(folder / "classes.txt", f"{category}\n".encode())
     return folder
 
 
 def write_mask(path: Path, soft_mask: Array, size: tuple[int, int] | None = None) -> Path:
     """Write a soft mask (h, w) in [0, 1] as 8-bit grey PNG, stretched to `size` (H, W) when given; return `path`."""
-    write_bytes(Path(path), mask_png(soft_mask, size))
+    write_bytes(Path(path), mask_png(soft_mask, size), durable=False)
     return Path(path)
 
 

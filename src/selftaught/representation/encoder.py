@@ -81,10 +81,13 @@ class EncoderMethod(Method):
         """(B, 3, S, S) in [0, 1] to (B, D): the pooled vector as the training sees it."""
         return self.encoder().pooled(images).float()  # type: ignore[operator]
 
+    def whitened(self, pooled: Tensor) -> Tensor:
+        """(B, D) pooled vectors to (B, D) embeddings."""
+        return pooled if self.whitening is None else self.whitening(pooled)
+
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] to (B, D): the pooled vector, whitened."""
-        pooled = self.pooled(images)
-        return pooled if self.whitening is None else self.whitening(pooled)
+        return self.whitened(self.pooled(images))
 
     @torch.no_grad()
     def settle(self, images: ImageSet) -> None:
@@ -93,7 +96,12 @@ class EncoderMethod(Method):
             return
         chosen = np.unique(np.linspace(0, len(images) - 1, min(SETTLE_PICTURES, len(images))).astype(int))
         parts = [self.pooled(images.batch(rows).float() / 255) for rows in np.array_split(chosen, -(-len(chosen) // 256))]
-        self.whitening.fit(torch.cat(parts))
+        self.settle_on(torch.cat(parts))
+
+    def settle_on(self, pooled: Tensor) -> None:
+        """Take the whitening's statistics from (N, D) pooled vectors."""
+        if self.whitening is not None:
+            self.whitening.fit(pooled)
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] to (B, D, h, w) patch features, the keys of the last block of a ViT."""
@@ -101,9 +109,7 @@ class EncoderMethod(Method):
 
     def evaluate(self, data: EvalData) -> dict[str, Score]:
         """Weighted kNN (both conventions), linear probe and RankMe, against raw pixels, HOG and the untrained net."""
-        untrained = self.untrained(data.seed)
-        untrained.settle((data.train or data.test).images)
-        return representation_scores(self, untrained, data)  # type: ignore[arg-type]
+        return representation_scores(self, self.untrained(data.seed), data)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def show(self, images: Tensor) -> dict[str, Picture]:

@@ -25,4 +25,16 @@ METHODS: dict[str, Entry] = {
         "selftaught.segmentation.move:Move",
         "what can be moved and still looks real is an object; segmenter against discriminator",
     ),
+    "cutler": Entry(
+        "selftaught.segmentation.cutler:Cutler",
+        "MaskCut: normalised cuts again and again, several objects per picture; no training",
+    ),
+    "freesolo": Entry(
+        "selftaught.segmentation.freesolo:FreeSolo",
+        "free masks: patches as queries, the clearest answers are the objects; no training",
+    ),
+    "cad": Entry(
+        "selftaught.segmentation.cad:Cad",
+        "a class-agnostic detector trained on the boxes of any run that finds objects",
+    ),
 }

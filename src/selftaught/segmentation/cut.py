@@ -24,6 +24,8 @@ from selftaught.nets.components import largest_component, patch_boxes_px
 
 _GRAPH_BYTES = 256 * 2**20
 """Largest total of the affinity matrices that are in memory at once."""
+_TAME = (1e-12, 1e15)
+"""Rows of lengths between these have squares, and sums of them, that float32 holds with all its digits."""
 _OBJECT_RGB = (0.95, 0.25, 0.1)
 
 
@@ -59,10 +61,11 @@ class CutConfig(TrainConfig):
             raise ValueError("min_iou must be in [0, 1]")
 
 
-def key_rows(keys: Tensor) -> Tensor:
+def key_rows(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Turn patch features (B, D, h, w) into rows (B, h*w, D) float32, refusing what no affinity is defined for.
 
-    Raises ConfigError for a wrong shape, NumericError for NaN, infinity, or a patch whose features are all zero.
+    Returns the rows, the rows scaled to length 1, and their lengths (B, h*w, 1). Raises ConfigError for a wrong shape,
+    NumericError for NaN, infinity, or a patch whose features are all zero.
     """
     if keys.dim() != 4 or keys.shape[1] == 0 or not keys.is_floating_point():
         raise ConfigError(f"The features are {keys.dtype} of shape {tuple(keys.shape)}.", expected="float (B, D, h, w)")
@@ -73,22 +76,27 @@ def key_rows(keys: Tensor) -> Tensor:
             do="Give larger pictures, or features with smaller patches.",
         )
     rows = keys.detach().flatten(2).transpose(1, 2).float().contiguous()
-    finite = torch.isfinite(rows).flatten(1).all(1)
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    if bool(((length > _TAME[0]) & (length < _TAME[1])).all()):
+        return rows, rows / length, length
+    largest = rows.abs().amax(-1, keepdim=True)  # NaN where any feature is
+    finite = torch.isfinite(largest).flatten(1).all(1)
     if not bool(finite.all()):
         raise NumericError(f"The features of picture {int((~finite).nonzero()[0])} hold NaN or infinite values.")
-    zero = (rows == 0).all(-1).any(-1)
+    zero = (largest == 0).flatten(1).any(1)
     if bool(zero.any()):
         raise NumericError(
             f"A patch of picture {int(zero.nonzero()[0])} has features that are all zero.",
             why="such a patch resembles nothing, not even itself",
         )
-    return rows
+    unit = rows / largest
+    relative = torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
+    return rows, unit / relative, relative * largest
 
 
 def unit_rows(keys: Tensor) -> Tensor:
-    """`key_rows` with each row scaled to length 1, whatever its length was."""
-    rows = key_rows(keys)
-    return F.normalize(rows / rows.abs().amax(-1, keepdim=True), dim=-1)
+    """The rows of `key_rows`, each scaled to length 1, whatever its length was."""
+    return key_rows(keys)[1]
 
 
 def graph_slices(batch: int, patches: int) -> Iterator[slice]:
@@ -123,9 +131,12 @@ class CutMethod(Method):
     @torch.no_grad()
     def patch_masks(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to boolean masks (B, h, w) on the grid of the features' patches."""
+        return torch.cat([self.cut(keys, part) for keys, part in self.keyed(images)])
+
+    def keyed(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Patch features (b, D, h, w) and the resized pictures that they are of, part by part of (B, 3, H, W) in [0, 1]."""
         _check_images(images)
         side = int(self.features.image_px)
-        masks = []
         for part in images.split(self.config.batch_size):
             if part.shape[-2:] != (side, side):
                 part = F.interpolate(part, (side, side), mode="bilinear", antialias=True).clamp(0.0, 1.0)
@@ -137,8 +148,7 @@ class CutMethod(Method):
                     why=f"the graph needs {4 * patches * patches / 2**20:.0f} MB",
                     do="Raise max_patches, or use features of smaller pictures.",
                 )
-            masks.append(self.cut(keys, part))
-        return torch.cat(masks)
+            yield keys, part
 
     @torch.no_grad()
     def segment(self, images: Tensor) -> Tensor:

@@ -83,14 +83,23 @@ def otsu(soft: Tensor, bins: int = 32) -> Tensor:
 
     Averages of noisy masks are too large at 0.5; where the two kinds of pixels part is found in the picture itself.
     """
-    levels = (torch.arange(1, bins, device=soft.device) / bins).view(1, -1, 1)
-    values = soft.flatten(1)[:, None]
-    above = (values > levels).float()
-    share = above.mean(2)
-    inside = (values * above).mean(2) / share.clamp(min=1e-6)
-    outside = (values * (1 - above)).mean(2) / (1 - share).clamp(min=1e-6)
+    values = soft.flatten(1)
+    # The pixels above level k / bins are those in the cells k, k + 1, ...
+    cell = ((values * bins).ceil().long() - 1).clamp(0, bins - 1)
+    empty = values.new_zeros(len(values), bins)
+    counts, sums = (empty.scatter_add(1, cell, x).flip(1).cumsum(1).flip(1) for x in (torch.ones_like(values), values))
+    share = counts[:, 1:] / values.shape[1]
+    inside = sums[:, 1:] / counts[:, 1:].clamp(min=1)
+    outside = (sums[:, :1] - sums[:, 1:]) / (values.shape[1] - counts[:, 1:]).clamp(min=1)
     between = share * (1 - share) * (inside - outside).square()
-    return levels[0, between.argmax(1), 0].view(-1, 1, 1, 1)
+    return ((between.argmax(1) + 1) / bins).view(-1, 1, 1, 1)
+
+
+def without_wisps(soft: Tensor, width_px: int) -> Tensor:
+    """Grey opening of (B, H, W): what is narrower than `width_px` (odd) takes the value of its surroundings."""
+    half = width_px // 2
+    low = -nn.functional.max_pool2d(-soft[:, None], width_px, 1, half)
+    return nn.functional.max_pool2d(low, width_px, 1, half)[:, 0]
 
 
 def largest(soft: Tensor, share: float) -> Tensor:
@@ -368,8 +377,8 @@ class SelfMask(Method):
         if self.config.refine == "bilateral":
             sigma_px = self.image_px / 12
             soft = follow_edges(square, mask, sigma_space_px=sigma_px, sigma_luma=8.0, sigma_chroma=8.0).clamp(0, 1)
-            # The solver blurs as well: where its values part becomes 0.5.
-            mask = moved(soft, otsu(soft[:, None], 64)[:, 0])
+            # The solver blurs as well: where its values part becomes 0.5. It also leaves wisps along edges of the background.
+            mask = without_wisps(moved(soft, otsu(soft[:, None], 64)[:, 0]), 2 * round(self.image_px / 48) + 1)
         else:
             mask = moved(mask, self.part)
         return resize(mask[:, None], size)[:, 0] if tuple(size) != mask.shape[-2:] else mask

@@ -1,0 +1,39 @@
+"""What `selftaught data` does: look over pictures or clips, and make the clips of a world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def check(source: str, kind: str = "auto", json: str | None = None) -> list[str]:
+    """Look over pictures or clips and return the report as lines; `kind` auto takes what has videos in it as clips."""
+    from selftaught.data.clips import is_clips
+
+    report: Any
+    if kind == "clips" or (kind == "auto" and is_clips(source)):
+        from selftaught.data.clip_check import check_clips
+
+        report = check_clips(source)
+    else:
+        from selftaught.data.check import check as check_pictures
+
+        report = check_pictures(source)
+    if json is not None:
+        from selftaught.core.config import write_json
+
+        write_json(Path(json), report.to_json())
+    return list(report.lines())
+
+
+def make(world: str, folder: str, clips: int, seed: int, size: str, fields: Sequence[str]) -> list[str]:
+    """Write the clips of a world and return what was written as lines."""
+    from selftaught.worlds import making
+
+    kinds = {"mp4": "mp4 (H.264)", "npy": "npy arrays, because PyAV is not installed"}
+    container = making.make(world, folder, clips, seed, size, fields)
+    return [
+        f"wrote {clips:,} clips as {kinds[container]}, truth.npz and world.json to {folder}",
+        f"next: selftaught data check {folder}",
+    ]
