@@ -45,7 +45,8 @@ def given(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
     """What a method may need, already learned: name -> "name=RUN"."""
     root = tmp_path_factory.mktemp("given")
     features = f"features={start('simclr', data, root / 'features', 2)}"
-    return {"features": features, "masks": f"masks={start('tokencut', data, root / 'masks', 0, need=(features,))}"}
+    masks = f"masks={start('tokencut', data, root / 'masks', 0, need=(features,))}"
+    return {"features": features, "masks": masks, "inpainter": f"inpainter={start('mae', data, root / 'inpainter', 2)}"}
 
 
 def start(method: str, data: Path, out: Path, steps: int = STEPS, *more: str, need: tuple[str, ...] = ()) -> Path:

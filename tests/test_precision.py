@@ -37,8 +37,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def given(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What a method may need, already learned: name -> "name=RUN"."""
     root = tmp_path_factory.mktemp("given")
-    features = f"features={train('simclr', data, root / 'features', size='tiny', steps=2, set=['batch_size=8'], quiet=True)}"
-    return {"features": features, "masks": f"masks={train('tokencut', data, root / 'masks', size='tiny', need=[features], quiet=True)}"}
+
+    def run(name: str, method: str, need: tuple[str, ...] = ()) -> str:
+        return f"{name}={train(method, data, root / name, size='tiny', steps=2, set=['batch_size=8'], need=need, quiet=True)}"
+
+    features = run("features", "simclr")
+    return {"features": features, "masks": run("masks", "tokencut", (features,)), "inpainter": run("inpainter", "mae")}
 
 
 def learn(name: str, data: Path, given: dict[str, str], out: Path, precision: str) -> tuple[list[float], torch.Tensor, str]:

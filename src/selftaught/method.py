@@ -131,6 +131,8 @@ class Method(nn.Module):
     """What size `small` means for pictures of 48 px and less, where that differs."""
     needs: ClassVar[Mapping[str, str]] = {}
     capabilities: ClassVar[tuple[str, ...]] = ()
+    alternate: ClassVar[bool] = False
+    """Whether each player sees pictures of its own: of P players, number p of step s gets batch s P + p; otherwise all see batch s."""
     loss_uniform: float | None = None
     """Loss of a model that knows nothing, where that is known; a loss that stays there raises the alarm."""
 
@@ -286,6 +288,9 @@ class FindsObjects(Protocol):
 class Inpaints(Protocol):
     """Capability `inpaint`: fill what a soft mask takes away."""
 
-    def inpaint(self, images: Tensor, masks: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] and (B, S, S) soft masks (1 = fill) to (B, 3, S, S)."""
+    def inpaint(self, images: Tensor, masks: Tensor, masked_encoder: bool = False) -> Tensor:
+        """(B, 3, S, S) in [0, 1] and (B, S, S) soft masks (1 = fill) to (B, 3, S, S).
+
+        `masked_encoder`: the encoder does not see what is to be filled.
+        """
         ...

@@ -275,17 +275,18 @@ class Loop:
         c = self.job.config
         progress = Progress(self.step, self.total)
         seed_all(self.job.seed, 0, self.step)
-        indices = batch_indices(len(self.images), c.batch_size, self.job.seed, self.step)
+        turns = len(self.players) if self.method.alternate else 1
+        batches = [batch_indices(len(self.images), c.batch_size, self.job.seed, self.step * turns + n) for n in range(turns)]
         logged: dict[str, float] = {}
         self.undo.remember()
         try:
-            for name, player in self.players.items():
-                logged |= self.move(name, player, indices, progress)
+            for number, (name, player) in enumerate(self.players.items()):
+                logged |= self.move(name, player, batches[number % turns], progress)
         except NotFinite as found:
             # A step is taken by all players or by none, and statistics that saw NaN would stay NaN for ever.
             self.undo.back()
             logged = {}
-            self.skip(found, indices)
+            self.skip(found, np.concatenate(batches))
         else:
             self.skips_in_row = 0
             self.method.after_step(progress)
@@ -375,7 +376,7 @@ class Loop:
         if self.step % self.log_every == 0 or self.step == self.total:
             before = self.verdict
             self.verdict, self.reason = self.collapse.update(self.step, {**logged, "loss": loss})
-            self.recorder.metrics(self.step, {**logged, "health": self.verdict})
+            self.recorder.metrics(self.step, {"loss": loss, **logged, "health": self.verdict})
             if self.verdict in ("collapsing", "diverging") and self.verdict != before:
                 self.recorder.say(f"step {self.step}: {self.verdict}: {self.reason}")
         self.recorder.progress(self.step, loss, self.verdict)

@@ -18,6 +18,8 @@ OVER_THE_BATCH = {
     "simclr": "the pictures of a batch are each other's negatives",
     "selfmask": "the corrected masks of a batch together cover what its pseudo-masks cover",
 }
+ROUNDING = {"move": 1e-5}
+"""Where sums of large terms of both signs round more; tests/segmentation/test_move.py holds the same to 1e-12 in double precision."""
 
 
 class OneDraw(TorchFunctionMode):
@@ -98,8 +100,9 @@ def test_pieces_of_a_batch_are_the_batch(runs: Runs, tmp_path: Path, name: str) 
     if name in OVER_THE_BATCH:
         assert difference > 1e-4, f"{name} has no statistics over the batch any more: hold it to the bar"
         return
-    assert difference < 1e-6
-    assert first["loss"] == pytest.approx(second["loss"], rel=1e-6)
+    assert difference < ROUNDING.get(name, 1e-6)
+    losses = [key for key in first if key.rpartition("/")[2] == "loss"]
+    assert losses and all(first[key] == pytest.approx(second[key], rel=ROUNDING.get(name, 1e-6)) for key in losses)
 
 
 def test_another_weighing_of_the_pieces_is_noticed(

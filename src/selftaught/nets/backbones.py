@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {
     "vit-192x12": ("vit", dict(width=192, depth=12, heads=3), "ViT-Ti, 5.5 M parameters"),
     "vit-384x12": ("vit", dict(width=384, depth=12, heads=6), "ViT-S, 21 M parameters, GPU"),
     "vit-768x12": ("vit", dict(width=768, depth=12, heads=12), "ViT-B, 86 M parameters, GPU"),
+    "vit-1024x24": ("vit", dict(width=1024, depth=24, heads=16), "ViT-L, 303 M parameters, GPU"),
     "resnet-tiny-test": ("resnet", dict(width=8, blocks=(1, 1, 1)), "for tests: learns nothing worth having"),
     "resnet10-32": ("resnet", dict(width=32, blocks=(1, 1, 1, 1)), "1.2 M parameters, CPU minutes"),
     "resnet11-32": ("resnet", dict(width=32, blocks=(1, 2, 2), stem_stride=2), "0.7 M parameters, CPU minutes, fast"),
@@ -97,6 +99,23 @@ class Backbone(nn.Module):
             h, w = maps[0].shape[2:]
             return torch.cat(maps, 1)[:, :, margin : h - margin, margin : w - margin]
         return self.net(x)
+
+    def levels(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """(B, E, h, w) maps after some blocks (of a ViT, without its final norm) or stages (of a ResNet), 0 the first, -1 the last."""
+        x = self.normalise(images)
+        if isinstance(self.net, (ViT, TimmViT)):
+            return [self.as_map(tokens, images) for tokens in self.net.levels(x, blocks)]
+        maps = self.net(x) if isinstance(self.net, ResNet) else [self.net(x)]
+        return [maps[i] for i in blocks]
+
+    def pyramid(self, images: Tensor, count: int = 4) -> list[Tensor]:
+        """Up to `count` maps of different depth, finest first: the stages of a ResNet, blocks of a ViT spread over its depth."""
+        if isinstance(self.net, (ViT, TimmViT)):
+            depth = len(self.net.blocks if isinstance(self.net, ViT) else self.net.model.blocks)
+            steps = min(count, depth)
+            return self.levels(images, [(i + 1) * depth // steps - 1 for i in range(steps)])
+        stages = len(self.net.strides) if isinstance(self.net, ResNet) else 1
+        return self.levels(images, range(max(stages - count, 0), stages))
 
     def same_stride(self, maps: list[Tensor]) -> list[Tensor]:
         """The maps of stride `patch_px` and coarser, all enlarged to that stride."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,6 +39,17 @@ class TimmViT(nn.Module):
         x = m.forward_features(images)
         patches = x[:, prefix:]
         return torch.cat([x[:, :1] if m.has_class_token else patches.mean(1, keepdim=True), patches], 1)
+
+    def levels(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """(B, N, D) patch tokens after each of the blocks (0 the first, -1 the last), without the final norm."""
+        m = self.model
+        wanted = [i % len(m.blocks) for i in blocks]
+        x = m.norm_pre(m.patch_drop(m._pos_embed(m.patch_embed(images))))
+        found = {}
+        for i, block in enumerate(m.blocks[: max(wanted) + 1]):
+            x = block(x)
+            found[i] = x[:, m.num_prefix_tokens :]
+        return [found[i] for i in wanted]
 
 
 def is_plain_vit(model: nn.Module) -> bool:

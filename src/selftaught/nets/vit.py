@@ -9,6 +9,7 @@ Letters: B batch, N tokens (without the class token), D width, h, w rows and col
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -50,13 +51,16 @@ class Attention(nn.Module):
         B, N, D = x.shape
         return self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Attend; tokens where `seen` (B, N) is False are seen by none."""
         B, N, D = x.shape
         q, k, v = self.split(x)
+        mask = None if seen is None else seen[:, None, None, :]
         if self.kernel == "plain":
-            out = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
+            logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+            out = (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1) @ v
         else:
-            out = nn.functional.scaled_dot_product_attention(q, k, v)
+            out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(out.transpose(1, 2).reshape(B, N, D))
 
 
@@ -71,8 +75,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), seen)
         return x + self.mlp(self.norm2(x))
 
 
@@ -161,11 +165,15 @@ class ViT(nn.Module):
         table = sincos_positions(h, w, self.width, self.image_px // self.patch_px)
         return self.patches(images) + table.to(images.device)
 
-    def forward(self, images: Tensor, keep: Tensor | None = None, keys: bool = False) -> Tensor:
+    def forward(
+        self, images: Tensor, keep: Tensor | None = None, keys: bool = False, seen: Tensor | None = None
+    ) -> Tensor:
         """Encode (B, 3, H, W) normalised pictures.
 
         Args:
             keep: optional (B, K) indices of the patches that are encoded (MAE); all when None.
+            seen: optional (B, N) booleans: the patches that others may attend to. Those get the same numbers as with `keep`, though each
+                picture may have another count of them; what comes out for the rest means nothing.
             keys: return the (B, N, D) keys of the last block instead (LOST, TokenCut: the features that segment best).
 
         Returns:
@@ -175,13 +183,26 @@ class ViT(nn.Module):
         if keep is not None:
             x = x.gather(1, keep[..., None].expand(-1, -1, self.width))
         x = torch.cat([self.cls.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
+        if seen is not None:
+            seen = torch.cat([seen.new_ones(len(seen), 1), seen], 1)
         for block in self.blocks[:-1]:
-            x = block(x)
+            x = block(x, seen)
         last = self.blocks[-1]
         if keys:
             k = last.attention.split(last.norm1(x))[1]  # type: ignore[operator, union-attr]
             return k.transpose(1, 2).flatten(2)[:, 1:]
-        return self.norm(last(x))
+        return self.norm(last(x, seen))
+
+    def levels(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """(B, N, D) patch tokens after each of the blocks (0 is the first, negative ones count from the end), without the final norm."""
+        wanted = [i % len(self.blocks) for i in blocks]
+        x = self.embed(images)
+        x = torch.cat([self.cls.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
+        found = {}
+        for i, block in enumerate(self.blocks[: max(wanted) + 1]):
+            x = block(x)
+            found[i] = x[:, 1:]
+        return [found[i] for i in wanted]
 
 
 def init_transformer(module: nn.Module) -> None:

@@ -10,7 +10,7 @@ Cost: the encoder sees a quarter of the patches; the cheapest training per pictu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,11 +22,15 @@ from selftaught.core.launch import divisor
 from selftaught.data.augment import augment, plain_view
 from selftaught.measure.score import Score, score_of
 from selftaught.method import EvalData, Parts, Picture, Player, Progress
+from selftaught.nets.discriminators import PixelDiscriminator, advance, fooled, hinge_fake, hinge_real
 from selftaught.nets.vit import Block, ViT, init_transformer, patchify, sincos_positions, unpatchify
 from selftaught.representation.encoder import EncoderConfig, EncoderMethod, as_numpy
 
 VARIANCE_FLOOR = 1e-4
 """Added to the variance of a patch, so that noise in flat patches is not blown up to full contrast."""
+
+CRITIC_LR = 2e-4
+"""Highest learning rate of the critic."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,22 @@ class MAEConfig(EncoderConfig):
     """Paint patches normalised by their own mean and deviation (better features) rather than raw pixels (better pictures)."""
     crop_min: float = 0.4
     """Smallest share of a picture's area that a training crop shows."""
+    block_prob: float = 0.0
+    """Share of the pictures in which the hidden patches include a whole block of the size of an object, as inpainting needs; what else is
+    hidden, up to `mask_frac`, is drawn freely as in the others."""
+    block_min: float = 0.1
+    """Smallest share of the patches in such a block."""
+    block_max: float = 0.4
+    """Largest share of the patches in such a block, at most `mask_frac`."""
+    seen_weight: float = 0.0
+    """Weight in the loss of patches that the encoder saw, against 1 of hidden ones; with 0 what is painted there means nothing, and neither
+    pictures can be auto-encoded nor patches be hidden by half."""
+    critic_weight: float = 0.0
+    """Weight of a discriminator on pixels that the painted patches must fool; 0 has none. About 0.002 makes inpainting sharper."""
+    critic_from: float = 0.7
+    """Share of the training after which that discriminator takes part: adversarial fine-tuning of what paints already."""
+    critic_width: int = 32
+    """Channels of its first layer."""
 
 
 def random_keep(B: int, N: int, mask_frac: float) -> tuple[Tensor, Tensor]:
@@ -53,6 +73,28 @@ def random_keep(B: int, N: int, mask_frac: float) -> tuple[Tensor, Tensor]:
     keep = order[:, : max(int(N * (1 - mask_frac) + 1e-6), 1)]  # 10 * (1 - 0.8) is 1.9999999999999996
     hidden = torch.ones(B, N).scatter_(1, keep, 0.0)
     return keep, hidden
+
+
+def block_keep(B: int, h: int, w: int, config: MAEConfig) -> tuple[Tensor, Tensor]:
+    """As `random_keep`, but in a share of the pictures a rectangle is hidden first (object-sized holes, as inpainting has them).
+
+    Its area is uniform in [block_min, block_max] of the patches, the logarithm of its aspect ratio uniform in log [1/2, 2], its
+    place uniform among those at which it lies inside of the picture; `config.mask_frac` of the patches are hidden in all.
+    """
+    u = draws.rand(B, 5)
+    area = (config.block_min + (config.block_max - config.block_min) * u[:, 0]) * h * w
+    ratio = 2.0 ** (2 * u[:, 1] - 1)
+    height = (area * ratio).sqrt().clamp(1, h)
+    width = (area / height).clamp(1, w)
+    top, left = u[:, 2] * (h - height), u[:, 3] * (w - width)
+    rows, columns = torch.arange(h) + 0.5, torch.arange(w) + 0.5
+    inside_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])
+    inside_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])
+    block = inside_rows[:, :, None] & inside_columns[:, None, :] & (u[:, 4] < config.block_prob)[:, None, None]
+    N = h * w
+    order = (draws.rand(B, N) + block.flatten(1).float()).argsort(1)
+    keep = order[:, : max(int(N * (1 - config.mask_frac) + 1e-6), 1)]
+    return keep, torch.ones(B, N).scatter_(1, keep, 0.0)
 
 
 def patch_statistics(patches: Tensor) -> Tensor:
@@ -141,8 +183,11 @@ class MAE(EncoderMethod):
             )
         if c.batch_size // c.accumulate < 2:
             raise ValueError("mae needs at least two pictures in each part of a batch: it keeps statistics over them")
+        if not 0 < c.block_min <= c.block_max <= c.mask_frac and c.block_prob:
+            raise ValueError("block_min and block_max must be in (0, mask_frac], block_min the smaller one")
         grid = c.image_px // c.patch_px
         self.decoder = Decoder(self.backbone.width, c.decoder_width, c.decoder_depth, c.decoder_heads, c.patch_px, grid)
+        self.critic = PixelDiscriminator(c.critic_width) if c.critic_weight else None
         self.view = plain_view(c.image_px, scale=(c.crop_min, 1.0))
 
     @property
@@ -151,7 +196,16 @@ class MAE(EncoderMethod):
         return self.backbone.net  # type: ignore[return-value]
 
     def players(self) -> dict[str, Player]:
-        return {"autoencoder": self.main_player()}
+        if self.critic is None:
+            return {"autoencoder": self.main_player()}
+        mine = [(n, p) for n, p in self.named_parameters() if p.requires_grad and not n.startswith("critic.")]
+        critic = self.main_player(self.critic, lr=min(self.config.lr, CRITIC_LR), weight_decay=0.0, betas=(0.0, 0.99))
+        return {"critic": critic, "autoencoder": replace(self.main_player(), parameters=mine)}
+
+    def after_step(self, progress: Progress) -> None:
+        """Move the estimates of the critic's spectral norms."""
+        if self.critic is not None:
+            advance(self.critic)
 
     def prepare(self, images: Tensor, indices: np.ndarray[Any, Any]) -> Tensor:
         """One crop per picture, (B, 3, S, S) in [0, 1]."""
@@ -166,27 +220,58 @@ class MAE(EncoderMethod):
         seen = torch.zeros(B, N, device=images.device).scatter(1, keep, 1.0)
         return self.decoder(encoded[:, :1], tokens, seen, self.image_px // self.patch_px)
 
+    def choose(self, B: int, N: int) -> tuple[Tensor, Tensor]:
+        """Which patches stay (B, K), and (B, N) 1 where one is hidden."""
+        c = self.config
+        side = c.image_px // c.patch_px
+        return block_keep(B, side, side, c) if c.block_prob else random_keep(B, N, c.mask_frac)
+
     def loss(self, batch: Tensor, player: str, progress: Progress) -> tuple[Tensor, Parts]:
         patches = patchify(batch, self.patch_px)
-        keep, hidden = random_keep(len(batch), patches.shape[1], self.config.mask_frac)
+        keep, hidden = self.choose(len(batch), patches.shape[1])
+        judged = self.critic is not None and progress.frac >= self.config.critic_from
+        if player == "critic":
+            return self.critic_loss(batch, keep, hidden, judged)
         painted = self.paint(batch, keep)
-        pixels = mae_loss(painted[..., :-2], patches, hidden, self.config.norm_pixels)
-        statistics = mae_loss(painted[..., -2:], patch_statistics(patches), hidden, norm_pixels=False)
-        return pixels + statistics, {"pixels": float(pixels.detach()), "statistics": float(statistics.detach())}
+        weights = hidden + self.config.seen_weight * (1 - hidden)
+        pixels = mae_loss(painted[..., :-2], patches, weights, self.config.norm_pixels)
+        statistics = mae_loss(painted[..., -2:], patch_statistics(patches), weights, norm_pixels=False)
+        total, parts = pixels + statistics, {"pixels": float(pixels.detach()), "statistics": float(statistics.detach())}
+        if judged:
+            away = unpatchify(hidden[..., None].to(batch.device).expand_as(patches), self.patch_px, self.image_px)
+            fool = fooled(self.critic(batch * (1 - away) + self.picture(painted) * away))  # type: ignore[misc]
+            total, parts["fooled"] = total + self.config.critic_weight * fool, float(fool.detach())
+        return total, parts
 
-    def inpaint(self, images: Tensor, masks: Tensor) -> Tensor:
+    def critic_loss(self, batch: Tensor, keep: Tensor, hidden: Tensor, judged: bool) -> tuple[Tensor, Parts]:
+        """Hinge loss of the critic on pictures and on the same with their hidden patches painted; 0 before its time."""
+        assert self.critic is not None
+        if not judged:
+            return sum((p.sum() * 0.0 for p in self.critic.parameters()), batch.new_zeros(())), {"right_frac": 0.5}
+        with torch.no_grad():
+            patches = patchify(batch, self.patch_px)
+            away = unpatchify(hidden[..., None].to(batch.device).expand_as(patches), self.patch_px, self.image_px)
+            made = batch * (1 - away) + self.picture(self.paint(batch, keep)) * away
+        real, fake = self.critic(batch), self.critic(made)
+        right = 0.5 * (float((real > 0).float().mean()) + float((fake < 0).float().mean()))
+        return hinge_real(real) + hinge_fake(fake), {"right_frac": right}
+
+    def inpaint(self, images: Tensor, masks: Tensor, masked_encoder: bool = False) -> Tensor:
         """Fill what soft masks take away (MOVE, section 3.1): masking happens at the decoder's input, so gradients reach the mask.
 
         Args:
             images: (B, 3, S, S) in [0, 1].
             masks: (B, S, S) in [0, 1], 1 = fill; pooled to patches by their maximum.
+            masked_encoder: keep the encoder from patches that are filled by more than half, as in training, so that nothing of what is
+                taken away leaks into what is painted; the gradient still goes through the decoder's input alone.
 
         Returns:
             (B, 3, S, S) painted pictures in [0, 1].
         """
         side = self.image_px // self.patch_px
         hidden = nn.functional.max_pool2d(masks[:, None], self.patch_px).flatten(1)
-        encoded = self.vit(self.backbone.normalise(images))
+        seen = (hidden <= 0.5).detach() if masked_encoder else None
+        encoded = self.vit(self.backbone.normalise(images), seen=seen)
         return self.picture(self.decoder(encoded[:, :1], encoded[:, 1:], 1 - hidden, side))
 
     def picture(self, painted: Tensor) -> Tensor:
@@ -202,7 +287,7 @@ class MAE(EncoderMethod):
         """Rows: picture, what the encoder saw, what it painted."""
         images = images[:12]
         patches = patchify(images, self.patch_px)
-        keep, hidden = random_keep(len(images), patches.shape[1], self.config.mask_frac)
+        keep, hidden = self.choose(len(images), patches.shape[1])
         painted = self.picture(self.paint(images, keep))
         away = unpatchify(hidden[..., None].expand_as(patches), self.patch_px, self.image_px)
         rows = [images, images * (1 - away) + 0.5 * away, images * (1 - away) + painted * away]

@@ -21,6 +21,10 @@ METHODS: dict[str, Entry] = {
         "selftaught.segmentation.selfmask:SelfMask",
         "a small network trained on the masks of the cuts; sharp and fast",
     ),
+    "move": Entry(
+        "selftaught.segmentation.move:Move",
+        "what can be moved and still looks real is an object; segmenter against discriminator",
+    ),
     "cutler": Entry(
         "selftaught.segmentation.cutler:Cutler",
         "MaskCut: normalised cuts again and again, several objects per picture; no training",

@@ -1,0 +1,111 @@
+"""The two networks of MOVE: the segmenter's head on frozen features, and the discriminator on features or pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.nets.discriminators import PixelDiscriminator, ProjectedDiscriminator
+
+IMAGENET = "tf_efficientnet_lite0"
+"""The network that the published discriminator reads its features from; learned with the labels of ImageNet."""
+
+
+def block(channels: int, out: int, bias: bool = True) -> nn.Sequential:
+    """3x3 convolution, batch norm, leaky ReLU (0.01)."""
+    return nn.Sequential(nn.Conv2d(channels, out, 3, 1, 1, bias=bias), nn.BatchNorm2d(out), nn.LeakyReLU(0.01))
+
+
+class SegmenterHead(nn.Module):
+    """Patch features to one mask at the size of the picture.
+
+    LayerNorm over channels; per factor of two of the patch size: nearest enlargement, `block`; one more `block`; a 1x1 convolution.
+    Widths are max(least, E / 2^(i+1)). For E = 384 and patches of 8 px that is 192, 128, 128, 128 (MOVE's layers).
+
+    Args:
+        width: channels E of the features.
+        patch_px: side of a patch, a power of two.
+        least: smallest width.
+        reduce: channels to which a 1x1 convolution brings the features first; 0 leaves them.
+        shallow: channels of a convolution on the pixels whose output joins the last block; 0 has none.
+        stride: pixels per value of the mask that is predicted, a power of two; it is then enlarged bilinearly.
+    """
+
+    def __init__(self, width: int, patch_px: int, least: int, reduce: int = 0, shallow: int = 0, stride: int = 1):
+        super().__init__()
+        steps = max(patch_px // max(stride, 1), 1).bit_length() - 1
+        if stride < 1 or stride * 2**steps != patch_px:
+            raise ValueError(
+                f"the segmenter enlarges by factors of two: patches of {patch_px} px do not become a mask of stride {stride}"
+            )
+        self.stride = stride
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.enter = nn.Conv2d(width, reduce, 1) if reduce else nn.Identity()
+        channels = reduce or width
+        widths = [max(least, int(channels * 0.5 ** (i + 1))) for i in range(steps + 1)]
+        self.up = nn.ModuleList([block(a, b) for a, b in zip([channels, *widths][: len(widths) - 1], widths[:-1], strict=True)])
+        self.shallow = block(3, shallow) if shallow else None
+        self.last = block(([channels, *widths])[-2] + shallow, widths[-1])
+        self.leave = nn.Conv2d(widths[-1], 1, 1)
+
+    def forward(self, maps: Tensor, pictures: Tensor) -> Tensor:
+        """(B, E, h, w) features of (B, 3, S, S) pictures in [0, 1] to mask logits (B, 1, S, S) in float32."""
+        x = self.enter(self.norm(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        for layer in self.up:
+            x = layer(nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
+        if self.shallow is not None:
+            # The bf16 backward of a convolution with three input channels is many times slower than fp32 on CPUs.
+            with torch.autocast(pictures.device.type, enabled=False):
+                near = self.shallow(nn.functional.avg_pool2d(pictures.float(), self.stride) - 0.5)
+            x = torch.cat([x, near.to(x.dtype)], 1)
+        logits = self.leave(self.last(x)).float()
+        if self.stride > 1:
+            logits = nn.functional.interpolate(logits, scale_factor=self.stride, mode="bilinear", align_corners=False)
+        return logits
+
+
+def frozen_maps(encoder: Any, pictures: Tensor, layer: str) -> Tensor:
+    """Patch features (B, E, h, w) of (B, 3, S, S) pictures: the keys that segment best, or the block before the last one."""
+    return (encoder.keys(pictures) if layer == "keys" else encoder.levels(pictures, [-2])[0]).float()
+
+
+class Judge(nn.Module):
+    """A discriminator: (B, 3, S, S) pictures in [0, 1] to logits, on pixels or on a pyramid of frozen features.
+
+    The frozen network is given at each call and lies outside of the module, except for the labelled one, which nobody else has.
+    """
+
+    def __init__(self, kind: str, width: int, px: int, encoder: Any, enlarge: bool = False):
+        super().__init__()
+        self.kind, self.px = kind, px
+        self.labelled = labelled_network() if kind == "imagenet" else None
+        if kind == "pixels":
+            self.net: nn.Module = PixelDiscriminator(width)
+            return
+        with torch.no_grad(), torch.device("cpu"):  # numbers are needed even where the weights are built without memory
+            maps = self.maps(torch.zeros(1, 3, px, px), encoder)
+        channels, sizes = [m.shape[1] for m in maps], [min(m.shape[-2:]) for m in maps]
+        self.net = ProjectedDiscriminator(channels, sizes, width, enlarge)
+
+    def maps(self, pictures: Tensor, encoder: Any) -> list[Tensor]:
+        """The pyramid of frozen features, finest first."""
+        if self.labelled is None:
+            return encoder.pyramid(pictures)
+        return list(self.labelled(encoder.normalise(pictures)))[-4:]
+
+    def forward(self, pictures: Tensor, encoder: Any) -> Tensor:
+        if pictures.shape[-1] != self.px:
+            pictures = nn.functional.interpolate(pictures, (self.px, self.px), mode="bilinear", antialias=True)
+        return self.net(pictures if self.kind == "pixels" else self.maps(pictures, encoder))
+
+
+def labelled_network() -> nn.Module:
+    """EfficientNet-lite0 as a frozen pyramid, with random weights until published ones are loaded."""
+    from selftaught.nets.torchvision_ops import make_torchvision_importable
+
+    make_torchvision_importable()
+    import timm
+
+    return timm.create_model(IMAGENET, pretrained=False, features_only=True).eval().requires_grad_(False)
