@@ -91,21 +91,36 @@ def assert_equal_to_one_process(folder: Path, run: Path, data: Any, tmp_path: Pa
     assert np.array_equal(theirs, vectors), np.abs(theirs - vectors).max()
 
 
-def kill_the_first_writer(folder: Path, killed: list[int]) -> None:
-    """Kill the first worker that is in the middle of a part: the name of its unfinished file holds its process number."""
-    end = time.monotonic() + 120
+def workers() -> list[int]:
+    """Process numbers of the workers of our own Ray: their titles say so, and their parent's parent is this process."""
+
+    def parent(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "cmdline").read_bytes().startswith(b"ray::MapWorker") and parent(parent(int(entry.name))) == os.getpid():
+                found.append(int(entry.name))
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
+
+
+def kill_a_worker(folder: Path, killed: list[int]) -> None:
+    """Kill a worker as soon as one is in the middle of a part, or has finished the first of many."""
+    end = time.monotonic() + 300
     while time.monotonic() < end and not killed:
-        for path in folder.glob(".tmp-*.parquet"):
-            pid = int(path.name.split("-")[1])
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
-            return
+        if any(folder.glob(".tmp-*.parquet")) or any(folder.glob("part-*")):
+            for pid in workers()[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
         time.sleep(0.002)
 
 
 def test_a_killed_worker_changes_nothing(ray: Any, run: Path, shards: Path, tmp_path: Path) -> None:
     folder, killed = tmp_path / "out", []  # type: ignore[var-annotated]
-    killer = threading.Thread(target=kill_the_first_writer, args=(folder, killed))
+    killer = threading.Thread(target=kill_a_worker, args=(folder, killed))
     killer.start()
     assert cluster.embed(run, shards, folder, workers=2, quiet=True) == folder
     killer.join()

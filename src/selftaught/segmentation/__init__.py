@@ -23,7 +23,7 @@ METHODS: dict[str, Entry] = {
     ),
     "move": Entry(
         "selftaught.segmentation.move:Move",
-        "what can be moved and still looks real is an object; segmenter against discriminator",
+        "what can be moved and still looks real is an object; experimental: `small` does not beat its start",
     ),
     "cutler": Entry(
         "selftaught.segmentation.cutler:Cutler",
