@@ -198,23 +198,34 @@ def segment(
     threshold: Annotated[float, arg(metavar="FRACTION")] = 0.5,
     min_area: Annotated[float, arg(metavar="FRACTION")] = 0.001,
     boxes: Literal["largest", "refinement", "all"] | None = None,
+    smooth: Annotated[int | None, arg(metavar="FRAMES")] = None,
     engine: Engine = "local",
     workers: Limit = None,
 ) -> None:
-    """Write a soft mask per picture and the boxes of the objects found.
+    """Write a soft mask per picture, or per frame of clips, and the boxes of the objects found.
 
     Args:
         run: Folder of the run.
-        data: Pictures to segment.
-        out: Folder for masks/STEM.png and objects.coco.json; with --engine ray for Parquet files that hold the same.
+        data: Pictures to segment; videos, or a folder with videos in it, are taken as clips.
+        out: Folder for masks/STEM.png and objects.coco.json, and clips/STEM.mp4 for clips; with --engine ray for Parquet files.
         threshold: A pixel belongs to an object above this value of the soft mask (0 to 1).
         min_area: Objects below this share of the picture are left out (0 to 1).
         boxes: Also write boxes.coco.json: the box of the largest piece, the largest box as Box-based Refinement takes it, or all.
+        smooth: Clips: median over so many frames (odd; 1 for none); 3 when not given, 1 for methods that see whole clips.
         engine: local, or ray for many tar shards on a cluster ($RAY_ADDRESS, else this machine).
         workers: Processes of --engine ray; all processors when not given.
     """
     check_run(run)
     check_data(data)
+    from selftaught.data.clips import is_clips
+
+    if is_clips(data) or smooth is not None:
+        if boxes is not None or engine != "local":
+            raise ConfigError("--boxes and --engine are for pictures.", do="Leave them away for clips.")
+        from selftaught.apply_clips import segment_clips
+
+        print(f"wrote {segment_clips(run, data, out, threshold=threshold, min_area=min_area, smooth=smooth)}")
+        return
     if boxes is not None and engine != "local":
         raise ConfigError("--boxes writes one file on this machine.", do="Leave --engine away: objects have boxes there too.")
     job = _engine("segment", engine, workers)

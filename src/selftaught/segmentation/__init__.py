@@ -13,6 +13,10 @@ METHODS: dict[str, Entry] = {
         "selftaught.segmentation.tokencut:TokenCut",
         "normalised cut of the patch graph into object and background; no training",
     ),
+    "tokencut_video": Entry(
+        "selftaught.segmentation.tokencut_video:TokenCutVideo",
+        "normalised cut of all patches of a clip, joined by looks and by motion; no training",
+    ),
     "spectral": Entry(
         "selftaught.segmentation.spectral:Spectral",
         "Laplacian eigenvectors of feature and colour affinities; no training",
