@@ -3,8 +3,8 @@
     python benchmarks/video_masks.py --features RUN [--clips 60] [--seeds 0 1 2] [--frames DATA ...] [--sheet sheet.png]
 
 Clips of w-sprites (12 frames of 48x64, a puppet over a moving ground), the first of the test part of each seed. The score is the mean
-over clips of the mean over frames of the IoU (Jaccard); its interval is over clips. With --frames also pictures with masks whose folders are
-clips, such as DAVIS: whole sequences, every other frame.
+over clips of the mean over frames of the IoU (Jaccard); its interval is over clips. With --frames also pictures with masks whose folders
+are clips, such as DAVIS: whole sequences, every other frame.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def main() -> None:
             drawn = (torch.cat(sheet, 2).permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
             Path(f"{args.sheet}-{number}.png").write_bytes(encode(drawn, "png"))
         for name, values in found.items():
-            row = {"method": name, "data": kind, "score": "Jaccard", "unit": "", "values": [float(np.mean(v)) for v in values], "summary": False}
-            rows.append({**row, "ci95": list(score_of(np.concatenate(values)).ci95)})
+            row = {"method": name, "data": kind, "score": "Jaccard", "unit": "", "summary": False}
+            rows.append({**row, "values": [float(np.mean(v)) for v in values], "ci95": list(score_of(np.concatenate(values)).ci95)})
         measuring.write("tokencut_video", rows)
 
 

@@ -64,10 +64,11 @@ def segment_clips(
             continue
         frames, info = found
         masks = clip_masks(learned, frames, smooth)
+        height, width = frames.shape[1:3]
         for t, (image, soft) in enumerate(zip(frames, masks, strict=True)):
-            exports.write_mask(targets[i] / f"{t:06d}.png", soft, image.shape[:2])
+            exports.write_mask(targets[i] / f"{t:06d}.png", soft, (height, width))
             objects = objects_in(learned, [image], [soft], threshold, min_area)[0]
-            pictures.append(exports.PictureObjects(f"{source.keys[i]}/{t:06d}", *image.shape[:2], PackedObjects(objects)))
+            pictures.append(exports.PictureObjects(f"{source.keys[i]}/{t:06d}", height, width, PackedObjects(objects)))
         write_film(films[i], drawn(frames, masks), round(info.fps) or FPS)
         if not quiet:
             print(f"segmenting: {i + 1} of {len(source)} clips, {len(frames)} frames", file=sys.stderr)
@@ -83,7 +84,7 @@ def clip_masks(learned: Learned, frames: np.ndarray, smooth: int | None = None) 
     """Masks (T, H, W) float32 in [0, 1] of the frames (T, H, W, 3) uint8 of one clip; `smooth` as for `segment_clips`."""
     method = learned.provider("segment")
     if not callable(getattr(method, "segment_clip", None)):
-        return smooth_in_time(np.stack(learned.segment(frames)), 3 if smooth is None else smooth)
+        return smooth_in_time(np.stack(learned.segment(list(frames))), 3 if smooth is None else smooth)
     found = []
     for rows in pieces(len(frames), frames.shape[1] * frames.shape[2]):
         part = torch.from_numpy(np.ascontiguousarray(frames[rows])).permute(0, 3, 1, 2).float() / 255

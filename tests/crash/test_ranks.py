@@ -22,10 +22,12 @@ import torch
 
 from selftaught.core.config import read_json
 from selftaught.loading import load_method
+from selftaught.registry import load_class
 from trained_runs import differing, newest
 
 PROGRAM = str(Path(__file__).with_name("rank_program.py"))
-METHODS = ("simclr", "dino", "mae", "selfmask")
+METHODS = ("simclr", "dino", "mae", "selfmask", "cad", "move")
+NEEDS = {"features": "simclr", "inpainter": "mae", "masks": "lost"}
 STOPS = (7, 13)
 END_S = 30.0
 Start = Callable[..., "list[subprocess.Popen[str]]"]
@@ -75,9 +77,9 @@ def elastic(start_ranks: Start, data: Path, tmp_path_factory: pytest.TempPathFac
             assert got == code and f"CODES {[code] * len(commands)}" in text, text[-5000:]
 
     def needs(name: str) -> list[str]:
-        return ["--need", f"features={root / 'straight' / 'simclr'}"] if name == "selfmask" else []
+        return [part for need in load_class(name).needs for part in ("--need", f"{need}={root / 'straight' / NEEDS[need]}")]
 
-    do(1, "seen-straight", [command(m, data, root / "straight" / m, *needs(m)) for m in METHODS])
+    do(1, "seen-straight", [command(m, data, root / "straight" / m, *needs(m)) for m in (*METHODS[:3], "lost", *METHODS[3:])])
     do(1, "seen-ddp", [command(m, data, root / "ddp" / m, *needs(m)) for m in METHODS], f"stop:0:{STOPS[0] - 1}", 143)
     shutil.copytree(root / "ddp", root / "fsdp")
     # Only the second process is asked to stop.

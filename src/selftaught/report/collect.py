@@ -33,6 +33,15 @@ MAP_POINTS = 1000
 OBJECTS = 300
 CLUSTERS = 12
 STAGES = {"features": "features", "masks": "objects"}
+BASELINES = {
+    "centre_box": "a box in the middle",
+    "centre_ellipse": "an ellipse in the middle",
+    "colour": "what differs in colour from the rim",
+    "colour_otsu": "what differs in colour from the rim",
+    "untrained_cut": "a cut by features of a network that was not trained",
+    "untrained_teacher": "the same rule on features of a network that was not trained",
+}
+"""Plain words for those who know nothing of the methods."""
 
 
 class Learned(Protocol):
@@ -143,7 +152,7 @@ def in_words(count: int, scores: Mapping[str, Any], masks: bool, labels: bool) -
         name, best = max(s["baselines"].items(), key=lambda x: x[1])
         text += (
             f"Its outlines overlap with the true ones by {s['value']:.2f}; "
-            f"the best rule without learning ({name.replace('_', ' ')}) reaches {best:.2f}. "
+            f"the best of what it is compared with ({BASELINES.get(name, name.replace('_', ' '))}) reaches {best:.2f}. "
         )
     if not masks and not labels:
         text += "No truth came with the pictures, so look for yourself: nothing here was scored. "
