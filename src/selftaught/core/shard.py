@@ -56,9 +56,14 @@ def is_sharded(x: Any) -> bool:
     return hasattr(x, "device_mesh")
 
 
+def whole(x: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded; all processes must call it."""
+    return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined,no-any-return]
+
+
 def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gather what is sharded; all processes must call it."""
-    return {name: x.full_tensor() if is_sharded(x) else x for name, x in tensors.items()}  # type: ignore[attr-defined]
+    return {name: whole(x) for name, x in tensors.items()}
 
 
 def whole_state(method: nn.Module) -> dict[str, Tensor]:

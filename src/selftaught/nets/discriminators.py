@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from selftaught.core.shard import whole
+
 POWER_START = 15
 """Power iterations when a layer is made; one more follows after each step."""
 LEAST_PX = 8
@@ -52,7 +54,7 @@ class SpectralConv2d(nn.Conv2d):
     @torch.no_grad()
     def advance(self, iterations: int = 1) -> None:
         """Power iteration: v <- W^T u / |W^T u|, u <- W v / |W v|."""
-        matrix = self.weight.flatten(1)
+        matrix = whole(self.weight).flatten(1)
         for _ in range(iterations):
             self.v.copy_(nn.functional.normalize(matrix.T @ self.u, dim=0))
             self.u.copy_(nn.functional.normalize(matrix @ self.v, dim=0))
