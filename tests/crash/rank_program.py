@@ -42,9 +42,12 @@ def compute_exactly() -> None:
 def harm(kind: str, step: int) -> None:
     """Do it to this process."""
     average, write = launch.average_gradients, checkpoint._write
+    hurt: list[Loop] = []
 
     def averaged(parameters: Any) -> None:
-        if LOOPS and LOOPS[-1].step == step:
+        # Once per run: a step with two players averages twice, and a second signal would not wait for the end of the step.
+        if LOOPS and LOOPS[-1].step == step and LOOPS[-1] not in hurt:
+            hurt.append(LOOPS[-1])
             if kind == "raise":
                 raise OSError("the disk of this machine is broken")
             os.kill(os.getpid(), SIGNALS[kind])
@@ -78,7 +81,7 @@ def watch_loops() -> None:
 
         def written(images: Any, numbers: Any) -> Any:
             with open(Path(os.environ["SEEN"]) / str(RANK), "a") as file:
-                print(self.job.method, self.step, *numbers, file=file)
+                print(f"{self.job.method}/{player}", self.step, *numbers, file=file)
             return prepare(images, numbers)
 
         self.method.prepare = written  # type: ignore[method-assign]

@@ -112,7 +112,7 @@ def test_one_then_two_then_one_process_train_the_same(elastic: Path, name: str, 
 
 
 def batches(folder: Path) -> dict[tuple[str, int], list[str]]:
-    """(method, step) -> numbers of its pictures, in the order of ranks."""
+    """(method/player, step) -> numbers of its pictures, in the order of ranks."""
     found: dict[tuple[str, int], list[str]] = {}
     for path in sorted(folder.iterdir()):
         for line in path.read_text().splitlines():
@@ -123,8 +123,10 @@ def batches(folder: Path) -> dict[tuple[str, int], list[str]]:
 
 def test_they_look_at_the_same_pictures(elastic: Path) -> None:
     straight, together = batches(elastic / "seen-straight"), batches(elastic / "seen-fsdp")
-    assert len(straight) == 20 * len(METHODS) and all(len(v) == 9 for v in straight.values())
-    middle = {(m, s) for m in METHODS for s in range(STOPS[0], STOPS[1])}
+    players = {name for name, _ in straight}
+    assert {name.split("/")[0] for name in players} == set(METHODS) and len(players) == len(METHODS) + 1, "MOVE has two"
+    assert len(straight) == 20 * len(players) and all(len(v) == 9 for v in straight.values())
+    middle = {(name, s) for name in players for s in range(STOPS[0], STOPS[1])}
     assert set(together) == middle and all(together[key] == straight[key] for key in middle)
 
 
