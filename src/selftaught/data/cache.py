@@ -35,7 +35,7 @@ SCHEMA = 2
 """Rises when the same files give other pixels."""
 THREADS = max(2, min(8, os.cpu_count() or 2))
 _CHUNK = 512
-_PIECE, _AHEAD, _AHEAD_BYTES = 8, 64, 32 * 2**20
+_PIECE, _AHEAD, _AHEAD_BYTES = 16, 32, 32 * 2**20
 """Pictures that a thread decodes before it hands them over; most such pieces ahead, and most bytes of all of them."""
 _SPOTS = 64
 _SPARE_BYTES = 32 * 2**20
@@ -242,14 +242,8 @@ def decoded_in_order(source: Source, px: int, start: int = 0) -> Iterator[tuple[
     threads busy while what is there is written to the disk.
     """
 
-    def one(i: int) -> Any:
-        try:
-            return source.resized(i, px)
-        except BadFile as error:
-            return error
-
     def piece(first: int) -> list[Any]:
-        return [one(i) for i in range(first, min(first + _PIECE, len(source)))]
+        return list(source.resized_many(range(first, min(first + _PIECE, len(source))), px))
 
     most = max(2 * THREADS, min(_AHEAD, _AHEAD_BYTES // (3 * px * px * _PIECE)))
     waiting: deque[tuple[int, Future[list[Any]]]] = deque()

@@ -7,8 +7,9 @@ Pillow: its answer, or its reason, counts. Without simplejpeg (`pip install "sel
 from __future__ import annotations
 
 import functools
+import io
 from types import ModuleType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -42,10 +43,14 @@ def pixels(stream: BinaryIO, mode: str, height: int, width: int, reduced: int) -
     library = simplejpeg()
     if library is None or mode not in ("RGB", "L") or min(height, width) < _SMALL_PX:
         return None
-    at = stream.tell()
-    stream.seek(0)
-    data = stream.read()
-    stream.seek(at)
+    data: Any
+    if isinstance(stream, io.BytesIO):
+        data = stream.getbuffer()
+    else:
+        at = stream.tell()
+        stream.seek(0)
+        data = stream.read()
+        stream.seek(at)
     try:
         # The smallest size that is not below this one: the reduced size itself. `strict` refuses what is not whole.
         out = library.decode_jpeg(data, min_height=-(-height // reduced), min_width=-(-width // reduced), strict=True)

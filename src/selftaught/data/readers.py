@@ -14,9 +14,10 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -25,6 +26,8 @@ from selftaught.core.errors import DataError
 from selftaught.data import jpeg
 
 Readable = bytes | bytearray | memoryview | str | os.PathLike[str]
+Resized = tuple[np.ndarray, tuple[int, int]]
+"""Pixels, and the (H, W) of the whole picture, upright."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SUFFIXES = (
@@ -44,6 +47,8 @@ _MAGIC = {
 _HEAD_BYTES = 512
 _AT_ONCE_BYTES = 8 * 2**20
 """Files up to this size are read in one piece, larger ones as their decoder asks for them."""
+_TOGETHER_PIXELS = 2**18
+"""Pictures above this size, after their reduction, are not kept until others can be stretched with them."""
 _TORCH_PIXELS = 2**22
 """Pictures up to this size are stretched by torch, in half the time of Pillow and to the same bits, but with more memory."""
 _BAND_PIXELS = 1 << 20
@@ -94,30 +99,51 @@ def decode(data: Readable, *, max_pixels: int = MAX_PIXELS, at_least_px: int | N
     With `at_least_px` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, no side below `at_least_px` unless it was.
     Raises BadFile with the reason.
     """
-    return np.require(_load_rgb(data, max_pixels, at_least_px)[0], requirements=("C", "W"))
+    with _open_stream(data) as stream, _open_image(stream, max_pixels) as image:
+        return np.require(_load_rgb(stream, image, at_least_px)[0], requirements=("C", "W"))
 
 
-def decode_resized(data: Readable, px: int, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, tuple[int, int]]:
+def decode_resized(data: Readable, px: int, *, max_pixels: int = MAX_PIXELS) -> Resized:
     """Decode and stretch one picture to uint8 (px, px, 3); also return the (H, W) of the whole picture, upright.
 
     Antialiased bilinear; JPEGs are decoded at a reduced size of at least 4/3 of `px`. Raises BadFile. In memory the
     channels mostly come first, so that a transposed view is in the order of the cache.
     """
-    pixels, size = _load_rgb(data, max_pixels, -(-4 * px // 3))
-    return resize_array(pixels, px), size
+    found = decode_resized_many([data], px, max_pixels=max_pixels)[0]
+    if isinstance(found, BadFile):
+        raise found
+    return found
+
+
+def decode_resized_many(
+    many: Iterable[Readable | np.ndarray | BadFile], px: int, *, max_pixels: int = MAX_PIXELS
+) -> list[Resized | BadFile]:
+    """Do what `decode_resized` does with several pictures; a BadFile stands where one cannot be read.
+
+    Pixels (H, W, 3) are only stretched, and a BadFile comes back. First all files are read, then all headers checked, then
+    all pictures decoded, then all stretched: code that does one thing several times stays in the processor's cache.
+    """
+    out: list[Resized | BadFile] = []
+    opened: list[BinaryIO | np.ndarray | BadFile] = []
+    held = 0
+    for data in many:
+        one = data if isinstance(data, (BadFile, np.ndarray)) else _tried(_open_stream, data)
+        opened.append(one)
+        held += one.nbytes if isinstance(one, np.ndarray) else one.getbuffer().nbytes if isinstance(one, io.BytesIO) else 0
+        if held > _AT_ONCE_BYTES:
+            out += _resized_together(opened, px, max_pixels)
+            opened, held = [], 0
+    return out + _resized_together(opened, px, max_pixels)
 
 
 def resize_array(image: np.ndarray, px: int) -> np.ndarray:
     """Stretch uint8 (H, W, 3) to (px, px, 3), antialiased bilinear, the same filter as `decode_resized`."""
     height, width = image.shape[:2]
-    if (height, width) == (px, px) or height * width > _TORCH_PIXELS:
-        return np.array(_stretch(Image.fromarray(image), px))
-    import torch
-
-    writable = np.require(image, requirements=("C", "W"))  # torch warns of memory that it must not write to
-    planes = torch.from_numpy(writable).permute(2, 0, 1)[None]
-    out = torch.nn.functional.interpolate(planes, (px, px), mode="bilinear", antialias=True)
-    return out[0].permute(1, 2, 0).numpy()
+    if (height, width) == (px, px):
+        return np.array(image)
+    if height * width > _TORCH_PIXELS:
+        return np.array(Image.fromarray(image).resize((px, px), Image.Resampling.BILINEAR))
+    return _stretched(np.require(image, requirements=("C", "W"))[None], px)[0]
 
 
 def read_header(data: Readable, *, max_pixels: int = MAX_PIXELS) -> Header:
@@ -151,22 +177,78 @@ def decode_mask(data: Readable, *, max_pixels: int = MAX_PIXELS, binary_255: boo
     return np.array(values)
 
 
-def _load_rgb(data: Readable, max_pixels: int, at_least_px: int | None) -> tuple[np.ndarray, tuple[int, int]]:
-    """Upright pixels (H, W, 3), perhaps read-only, and the size that the whole picture has."""
-    with _open_stream(data) as stream, _open_image(stream, max_pixels) as image:
-        width, height = image.size
-        reduced = 1
-        if at_least_px is not None and image.format in ("JPEG", "MPO"):
-            reduced = jpeg.reduction(height, width, at_least_px)
-        pixels = jpeg.pixels(stream, image.mode, height, width, reduced) if image.format == "JPEG" else None
-        if pixels is None:
-            pixels = _load_pillow(image, reduced)
-        orientation = _orientation(image)  # Pillow turns a TIFF itself when it decodes it, and then says so
+def _tried(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What the call returns, or the BadFile that it raises."""
+    try:
+        return call(*arguments)
+    except BadFile as error:
+        return error
+
+
+def _resized_together(opened: Sequence[BinaryIO | np.ndarray | BadFile], px: int, max_pixels: int) -> list[Any]:
+    """Step by step for all; streams are closed, and pixels of one size are stretched in one call."""
+    ready = (BadFile, np.ndarray)
+    found: list[Any] = [one if isinstance(one, ready) else _tried(_open_image, one, max_pixels) for one in opened]
+    turns = [_orientation(image) if getattr(image, "format", "") == "JPEG" else None for image in found]
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for place, (stream, image, turn) in enumerate(zip(opened, found, turns, strict=True)):
+        found[place] = image = _tried(_loaded, stream, image, -(-4 * px // 3), turn)
+        if isinstance(image, BadFile):
+            continue
+        pixels, size = image
+        if pixels.shape[:2] == (px, px) or pixels.shape[0] * pixels.shape[1] > _TOGETHER_PIXELS:
+            found[place] = resize_array(pixels, px), size
+        else:
+            alike.setdefault(pixels.shape, []).append(place)
+    for places in alike.values():
+        stretched = _stretched(np.stack([found[place][0] for place in places]), px)
+        for place, pixels in zip(places, stretched, strict=True):
+            found[place] = pixels, found[place][1]
+    return found
+
+
+def _loaded(stream: BinaryIO | np.ndarray | BadFile, image: Any, at_least_px: int, orientation: int | None) -> Resized:
+    """Pixels, and the size of the whole picture, of one entry; raises BadFile."""
+    if isinstance(stream, np.ndarray):
+        return stream, (int(stream.shape[0]), int(stream.shape[1]))
+    if isinstance(stream, BadFile):
+        raise stream
+    with stream:
+        if isinstance(image, BadFile):
+            raise image
+        with image:
+            return _load_rgb(stream, image, at_least_px, orientation)
+
+
+def _stretched(pixels: np.ndarray, px: int) -> np.ndarray:
+    """(B, H, W, 3) in memory of its own to (B, px, px, 3), with the channels first in memory."""
+    import torch
+
+    planes = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    out = torch.nn.functional.interpolate(planes, (px, px), mode="bilinear", antialias=True)
+    return out.contiguous().permute(0, 2, 3, 1).numpy()
+
+
+def _load_rgb(
+    stream: BinaryIO, image: Image.Image, at_least_px: int | None, orientation: int | None = None
+) -> Resized:
+    """Upright pixels (H, W, 3) of an opened picture, perhaps read-only, and the size that the whole of it has.
+
+    orientation: where it is known already; Pillow turns a TIFF itself when it decodes it, and only then says so.
+    """
+    width, height = image.size
+    reduced = 1
+    if at_least_px is not None and image.format in ("JPEG", "MPO"):
+        reduced = jpeg.reduction(height, width, at_least_px)
+    pixels = jpeg.pixels(stream, image.mode, height, width, reduced) if image.format == "JPEG" else None
+    if pixels is None:
+        pixels = _load_pillow(image, reduced)
+    orientation = _orientation(image) if orientation is None else orientation
     if orientation in _TURN:
         pixels = _TURN[orientation](pixels)
     if orientation >= 5:
         width, height = height, width
-    return pixels, (height, width) if reduced > 1 else pixels.shape[:2]
+    return pixels, (height, width) if reduced > 1 else (int(pixels.shape[0]), int(pixels.shape[1]))
 
 
 def _load_pillow(image: Image.Image, reduced: int) -> np.ndarray:
@@ -180,10 +262,6 @@ def _load_pillow(image: Image.Image, reduced: int) -> np.ndarray:
         raise
     except Exception as error:  # whatever a plugin raises on a hostile file must stay one bad file
         raise BadFile(f"colour mode {image.mode} cannot become RGB ({error})") from error
-
-
-def _stretch(image: Image.Image, px: int) -> Image.Image:
-    return image if image.size == (px, px) else image.resize((px, px), Image.Resampling.BILINEAR)
 
 
 def _open_stream(data: Readable) -> BinaryIO:
