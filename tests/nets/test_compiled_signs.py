@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not compiled.is_there(), reason="numba is not in
 def test_counts_are_those_of_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pp, "_MANY_COMPILED", 2.0)
     rows = CASES[name]
-    found = pp.counts_compiled(rows, *pp.unit_halves(rows))
+    found = pp.counts_compiled(pp.unit_halves(rows.T.contiguous()))
     assert found is not None and (found == exact(rows).numpy()).all()
 
 
@@ -28,7 +28,9 @@ def test_counts_are_those_of_float64(name: str, monkeypatch: pytest.MonkeyPatch)
 def test_errors_stay_within_the_tolerance(width: int, kind: str) -> None:
     rows = made(200, width)
     rows = rows.abs() if kind == "one sign" else rows**7 if kind == "few large" else rows
-    half, length, error = pp.unit_halves(rows)
+    found = pp.unit_halves(rows.T.contiguous())
+    half, length, error = found.half, torch.from_numpy(found.length), found.error
+    assert (found.rows == rows.numpy()).all() and found.most == rows.abs().max()
     unit = rows.double() / rows.double().norm(dim=1, keepdim=True)
     assert torch.allclose(length, rows.double().norm(dim=1), rtol=1e-12)
     assert torch.equal(half, (rows * (1 / length[:, None]).float()).bfloat16())
@@ -42,7 +44,7 @@ def test_errors_stay_within_the_tolerance(width: int, kind: str) -> None:
 
 def test_many_doubtful_products_are_left_to_three_of_bf16() -> None:
     rows = torch.randn(600, 2048, generator=torch.Generator().manual_seed(0))
-    assert pp.counts_compiled(rows, *pp.unit_halves(rows)) is None
+    assert pp.counts_compiled(pp.unit_halves(rows.T.contiguous())) is None
     keys = rows.T.reshape(1, 2048, 20, 30)
     assert torch.equal(lost.lost_masks(keys).degree.flatten(), exact(rows))
 

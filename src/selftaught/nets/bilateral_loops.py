@@ -38,19 +38,22 @@ def grid(packed: Any, strides: Any, table: Any) -> Any:
     keys = np.empty(min(len(packed), len(table)), np.int64)
     size = 0
     last, here = np.int64(-1), np.int32(-1)
+    many = np.empty(len(keys), np.int64)
+    begin = 0
     for p in range(len(packed)):
         if packed[p] != last:
-            last = packed[p]
+            if p:
+                many[here] += p - begin
+            begin, last = p, packed[p]
             here = table[last]
             if here < 0:
                 here = np.int32(size)
                 table[last] = here
-                keys[size] = last
+                keys[size], many[size] = last, 0
                 size += 1
         cell[p] = here
-    count = np.zeros(size)
-    for p in range(len(packed)):
-        count[cell[p]] += 1.0
+    many[here] += len(packed) - begin
+    count = many[:size].astype(np.float64)
     starts = np.empty(size + 1, np.int32)
     neighbours = np.empty(2 * len(strides) * size, np.int32)
     edges = 0
@@ -106,13 +109,15 @@ def sliced(values: Any, cell: Any) -> Any:
 
 
 @loops(any_order=True)
-def times(x: Any, out: Any, diagonal: Any, n: Any, lam: float, starts: Any, neighbours: Any) -> float:
-    """Fill out (V,) with (diag(diagonal) - lam Dn (B - 10) Dn) x, where x is given over n, and return x . out."""
+def times(x: Any, out: Any, scaled: Any, diagonal: Any, n: Any, lam: float, starts: Any, neighbours: Any) -> float:
+    """Fill out (V,) with (diag(diagonal) - lam Dn (B - 10) Dn) x and return x . out; scaled (V,) is for n x."""
     both = 0.0
+    for v in range(len(x)):
+        scaled[v] = n[v] * x[v]
     for v in range(len(x)):
         total = 0.0
         for e in range(starts[v], starts[v + 1]):
-            total += x[neighbours[e]] * n[neighbours[e]]
+            total += scaled[neighbours[e]]
         out[v] = diagonal[v] * x[v] - lam * n[v] * total
         both += x[v] * out[v]
     return both
@@ -124,8 +129,8 @@ def conjugate_gradients(
 ) -> None:
     """Move x (V,) towards the solution, with the preconditioner `inverse`; at most `steps` steps."""
     size = len(x)
-    image, direction, residual = np.empty(size), np.zeros(size), np.empty(size)
-    times(x, image, diagonal, n, lam, starts, neighbours)
+    image, direction, residual, scaled = np.empty(size), np.zeros(size), np.empty(size), np.empty(size)
+    times(x, image, scaled, diagonal, n, lam, starts, neighbours)
     norm, enough, now, before = 0.0, 0.0, 0.0, 1.0
     for v in range(size):
         residual[v] = right[v] - image[v]
@@ -139,7 +144,7 @@ def conjugate_gradients(
         again = now / before if step else 0.0
         for v in range(size):
             direction[v] = again * direction[v] + inverse[v] * residual[v]
-        length = now / times(direction, image, diagonal, n, lam, starts, neighbours)
+        length = now / times(direction, image, scaled, diagonal, n, lam, starts, neighbours)
         before, now, norm = now, 0.0, 0.0
         for v in range(size):
             x[v] += length * direction[v]

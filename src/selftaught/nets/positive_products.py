@@ -17,7 +17,8 @@ sums. A third of the multiplications; two products in a thousand are decided aga
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ _MANY = 0.02
 """Share of a block's products near zero beyond which the whole block is computed in float64."""
 _MANY_COMPILED = 0.1
 """The same of one product of bf16, beyond which three are faster."""
+_SCRATCH_BYTES = 2**23
+_own = threading.local()
 _CHUNK = 4096
 """Products near zero that are computed at once."""
 
@@ -48,14 +51,44 @@ def positive_counts(rows: Tensor, unit: Tensor) -> Tensor:
     return _counts_in_blocks(rows, unit.contiguous(), bf16=tiles_bf16())
 
 
-def unit_halves(rows: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Of rows (N, D) float32, by compiled loops: h (N, D) bf16 of the rows of length 1, the lengths (N,) float64, and e."""
+class Halves(NamedTuple):
+    """What compiled loops make of the features of one picture; the memory of its matrices is used again for the next."""
+
+    rows: NDArray[np.float32]
+    """(N, D), as given."""
+    half: Tensor
+    """(N, D) bf16, h of the rows of length 1."""
+    length: NDArray[np.float64]
+    """(N,)"""
+    error: float
+    """e, the length of what the halves leave out of a row, the longest."""
+    most: np.float32
+    """Size of the largest feature."""
+
+
+def unit_halves(keys: Tensor) -> Halves:
+    """By compiled loops, from features (D, N) float32 on the CPU."""
     from selftaught.nets import sign_loops
 
-    half = torch.empty(rows.shape, dtype=torch.bfloat16)
-    length, error = torch.empty(len(rows), dtype=torch.float64), np.empty(len(rows))
-    sign_loops.halves(rows.numpy(), half.view(torch.int16).numpy(), length.numpy(), error)
-    return half, length, float(error.max())
+    width, n = keys.shape
+    rows = np.frombuffer(_scratch("rows", 4 * n * width), np.float32, n * width).reshape(n, width)
+    half = np.frombuffer(_scratch("half", 2 * n * width), np.int16, n * width).reshape(n, width)
+    length, error = np.empty(n), np.empty(n)
+    np.copyto(rows, keys.numpy().T)
+    most = sign_loops.halves(rows, half, length, error)
+    return Halves(rows, torch.from_numpy(half).view(torch.bfloat16), length, float(error.max()), np.float32(most))
+
+
+def _scratch(name: str, size: int) -> NDArray[np.uint8]:
+    """Memory of this thread for `size` bytes, with what the last call of the name left in it: fresh memory costs time."""
+    kept: NDArray[np.uint8] | None = getattr(_own, name, None)
+    if kept is None or len(kept) < size:
+        whole = np.empty(size + 64, np.uint8)
+        begin = -whole.ctypes.data % 64  # a cache line, in which tiles are read
+        kept = whole[begin : begin + size]
+        if size <= _SCRATCH_BYTES:
+            setattr(_own, name, kept)
+    return kept[:size]
 
 
 def half_tolerance(width: int, error: float) -> float:
@@ -65,18 +98,20 @@ def half_tolerance(width: int, error: float) -> float:
     return (2 * left_out + left_out**2 + sums) * (1 + 2.0**-20)
 
 
-def counts_compiled(rows: Tensor, half: Tensor, length: Tensor, error: float) -> NDArray[np.int32] | None:
-    """`positive_counts` by compiled loops, from what `unit_halves` gives; None where too many products are doubtful."""
+def counts_compiled(found: Halves) -> NDArray[np.int32] | None:
+    """`positive_counts` by compiled loops; None where too many products are doubtful."""
     from selftaught.nets import sign_loops
 
-    n, width = rows.shape
-    near = _bits_of(half_tolerance(width, error), bf16=True)
+    n, width = found.rows.shape
+    near = _bits_of(half_tolerance(width, found.error), bf16=True)
+    tol = tolerance(width, bf16=False)
     counts = np.zeros(n, np.int32)
     height, doubtful = block_rows(n), 0
     for top in range(0, n, height):
-        values = (half[top : top + height] @ half[top:].mT).view(torch.int16).numpy()
-        tol = tolerance(width, bf16=False)
-        doubtful += sign_loops.count_block(values, near, rows.numpy(), length.numpy(), tol, top, counts)
+        left, right = found.half[top : top + height], found.half[top:]
+        values = np.frombuffer(_scratch("products", 2 * len(left) * len(right)), np.int16).reshape(len(left), len(right))
+        torch.mm(left, right.mT, out=torch.from_numpy(values).view(torch.bfloat16))
+        doubtful += sign_loops.count_block(values, near, found.rows, found.length, tol, top, counts)
         if doubtful > _MANY_COMPILED * n * n / 2:
             return None
     return counts

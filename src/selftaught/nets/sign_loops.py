@@ -11,23 +11,32 @@ import numpy as np
 
 from selftaught.nets.compiled import loops
 
+_CHUNK = 128
+"""Products that are looked at at once; only where one of them is doubtful they are looked at one by one."""
+
 @loops(any_order=True)
-def halves(rows: Any, half: Any, length: Any, error: Any) -> None:
+def halves(rows: Any, half: Any, length: Any, error: Any) -> Any:
     """Of rows (N, D) float32 fill the lengths (N,) float64, the rows scaled to length 1 as the bits of bf16 (N, D) int16, and
-    how long what bf16 leaves out of each is (N,) float64.
+    how long what bf16 leaves out of each is (N,) float64. Returns the size of the largest feature.
     """
     n, width = rows.shape
     unit, back = np.empty(width, np.float32), np.empty(width, np.uint32)
     bits, kept = unit.view(np.uint32), back.view(np.float32)
+    largest = np.zeros(1, np.uint32)
     for i in range(n):
         row, out = rows[i], half[i]
         square = 0.0
         for d in range(width):
             square += np.float64(row[d]) * np.float64(row[d])
         length[i] = np.sqrt(square)
-        scale = np.float32(1.0 / length[i]) if length[i] > 0 else np.float32(0)
+        scale = np.float32(1.0 / length[i]) if square > 0 else np.float32(0)
         for d in range(width):
             unit[d] = row[d] * scale
+        plain = row.view(np.uint32)
+        most = np.uint32(0)
+        for d in range(width):  # sizes of floats are ordered as the integers of their bits
+            most = max(most, np.uint32(plain[d] & np.uint32(0x7FFFFFFF)))
+        largest[0] = max(largest[0], most)
         for d in range(width):  # to the nearest, ties to even
             short = (bits[d] + np.uint32(0x7FFF) + ((bits[d] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
             out[d] = np.int16(short)
@@ -36,6 +45,7 @@ def halves(rows: Any, half: Any, length: Any, error: Any) -> None:
         for d in range(width):
             lost += (unit[d] - kept[d]) * (unit[d] - kept[d])
         error[i] = np.sqrt(np.float64(lost))
+    return largest.view(np.float32)[0]
 
 
 @loops(any_order=True)
@@ -70,27 +80,29 @@ def count_block(  # fmt: skip
     most = np.int16(0x7FFF)
     doubtful = 0
     for i in range(height):
-        line, column = values[i, i + 1 : width], counts[top + i + 1 : top + width]
-        positive, close = np.int32(0), np.int32(0)
-        for j in range(len(line)):
-            flag = np.int32(line[j] > 0)
-            positive += flag
-            column[j] += flag
-        for j in range(len(line)):
-            close += np.int32(np.int16(line[j] & most) <= near)
-        if close > 0:
+        this = rows[top + i]
+        for begin in range(i + 1, width, _CHUNK):
+            end = min(begin + _CHUNK, width)
+            line, column = values[i, begin:end], counts[top + begin : top + end]
+            positive, close = np.int32(0), np.int32(0)
+            for j in range(len(line)):
+                flag = np.int32(line[j] > 0)
+                positive += flag
+                column[j] += flag
+                close += np.int32(np.int16(line[j] & most) <= near)
+            counts[top + i] += positive
+            if close == 0:
+                continue
             doubtful += close
-            this = rows[top + i]
             for j in range(len(line)):
                 if np.int16(line[j] & most) <= near:
-                    at = top + i + 1 + j
+                    at = top + begin + j
                     value = np.float64(rough_product(this, rows[at]))
                     if not abs(value) > tol * length[top + i] * length[at]:
                         value = product(this, rows[at])
                     change = np.int32(value > 0) - np.int32(line[j] > 0)
-                    positive += change
+                    counts[top + i] += change
                     column[j] += change
-        counts[top + i] += positive
     return doubtful
 
 

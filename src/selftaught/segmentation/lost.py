@@ -123,16 +123,15 @@ def _compiled(keys: Tensor, k: int) -> LostResult | None:
     masks, maps = torch.zeros(batch, height, width, dtype=torch.bool), torch.empty(batch, height, width)
     degree, seed = torch.empty(batch, n, dtype=torch.int64), torch.empty(batch, dtype=torch.int64)
     for b, picture in enumerate(keys.detach()):
-        rows = picture.flatten(1).T.float().contiguous()
-        half, length, error = unit_halves(rows)
-        if not bool(((length > TAME[0]) & (length < TAME[1])).all()):
+        made = unit_halves(picture.flatten(1).float().contiguous())
+        if not ((made.length > TAME[0]) & (made.length < TAME[1])).all():
             return None
-        counts = counts_compiled(rows, half, length, error)
+        counts = counts_compiled(made)
         if counts is None:
-            counts = positive_counts(rows, rows / length[:, None].float()).int().numpy()
+            rows = torch.from_numpy(made.rows)
+            counts = positive_counts(rows, torch.nn.functional.normalize(rows, dim=1)).int().numpy()
         picked = sign_loops.lowest(counts, k)
-        most = np.float32(max(abs(float(end)) for end in rows.aminmax()))
-        sign_loops.grow(rows.numpy(), picked, most, maps[b].numpy(), masks[b].numpy())
+        sign_loops.grow(made.rows, picked, made.most, maps[b].numpy(), masks[b].numpy())
         degree[b], seed[b] = torch.from_numpy(counts), int(picked[0])
     return LostResult(masks, maps, degree.view(batch, height, width), seed)
 
