@@ -12,7 +12,6 @@ from selftaught.core.errors import ConfigError, NumericError
 from selftaught.nets import bilateral, compiled
 from selftaught.nets.bilateral import BilateralGrid, bilateral_solve, largest_filled, refine
 
-
 if compiled.is_there():
     from selftaught.nets import bilateral_loops
 
@@ -260,12 +259,10 @@ def test_compiled_loops_agree_with_numpy(sigmas: tuple[float, float, float], see
     picture, target = noisy(seed, 48 + seed, 57)
     grids = [BilateralGrid(picture, *sigmas, engine=engine) for engine in ("numba", "numpy")]
     assert [grid._compiled for grid in grids] == [True, False] and grids[0].size == grids[1].size
-    confidence = np.where(target > 0.6, 0.0, target)
+    confidence = np.where(target > 0.6, 0.05, target)
     for settings in ({}, {"confidence": confidence}, {"lam": 0.0}, {"max_iter": 200, "tol": 1e-9}, {"max_iter": 0}):
         fast, plain = (grid.solve(target, **settings) for grid in grids)
-        # Where cells have no confidence, and after many steps, rounding grows in both.
-        atol = 1e-5 if "confidence" in settings or settings.get("max_iter", 0) > 25 else 1e-10
-        np.testing.assert_allclose(fast, plain, rtol=0, atol=atol)
+        np.testing.assert_allclose(fast, plain, rtol=0, atol=1e-10)
     plain = np.sort(grids[1].matrix(np.ones(grids[1].size), 3.0).diagonal())
     np.testing.assert_allclose(np.sort(grids[0].matrix(np.ones(grids[0].size), 3.0).diagonal()), plain, rtol=1e-12)
     assert grids[0].blur(np.ones(grids[0].size)).sum() == grids[1].blur(np.ones(grids[1].size)).sum()

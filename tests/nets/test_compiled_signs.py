@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from test_positive_products import CASES, exact, made
 
 from selftaught.core.errors import NumericError
 from selftaught.nets import compiled
 from selftaught.nets import positive_products as pp
 from selftaught.segmentation import lost
-from test_positive_products import CASES, exact, made
 
 pytestmark = pytest.mark.skipif(not compiled.is_there(), reason="numba is not installed")
 

@@ -16,7 +16,6 @@ import stat
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -36,7 +35,7 @@ SUFFIXES = (
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 256 * 2**20
 MAX_SCANS = 100
-"""Passes of a progressive JPEG. Encoders write about ten; each costs a walk over all pixels, however few its bytes."""
+"""Passes of a JPEG. Encoders of progressive ones write about ten; each costs a walk over all pixels, however few its bytes."""
 MID_GREY = 128
 IGNORE_ID = 255
 _MAGIC = {
@@ -325,10 +324,11 @@ def _format_of(head: bytes) -> str | None:
 
 def _refuse_hidden_work(image: Image.Image, stream: BinaryIO, max_pixels: int) -> None:
     """Raise BadFile where a small picture would cost the memory or the time of a huge one."""
-    if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+    if image.format in ("JPEG", "MPO"):
         at = stream.tell()
         stream.seek(0)
-        scans = stream.read().count(b"\xff\xda")  # inside coded data an FF is always followed by 00
+        # Inside coded data an FF is always followed by 00. Not only progressive files may have many passes.
+        scans = stream.read().count(b"\xff\xda")
         stream.seek(at)
         if scans > MAX_SCANS:
             raise BadFile(f"a JPEG of {scans} passes, the limit is {MAX_SCANS}")

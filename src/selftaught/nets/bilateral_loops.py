@@ -218,39 +218,43 @@ def runs_of(values: Any, level: float) -> Any:
 
 
 @loops()
+def fill_holes(kind: Any, end: Any, first: Any, parent: Any, width: int) -> None:
+    """Set kind (R,) of the runs of holes, the pieces of False that do not reach the border of the picture."""
+    height = len(first) - 1
+    outside = np.zeros(len(kind), np.bool_)
+    for y in range(height):
+        for run in range(first[y], first[y + 1]):
+            at_side = run == first[y] or end[run] == width
+            if not kind[run] and (y == 0 or y == height - 1 or at_side):
+                outside[find(parent, run)] = True
+    for run in range(len(kind)):
+        kind[run] = kind[run] or not outside[find(parent, run)]
+
+
+@loops()
 def largest_filled(values: Any, level: float, kept: Any) -> None:
     """Mark in kept (H, W) bool the largest piece (4 neighbours) of what is above `level`, its holes filled; the first of equal."""
     kind, end, first = runs_of(values, level)
-    count, height, width = len(kind), values.shape[0], values.shape[1]
+    count, height = len(kind), values.shape[0]
     parent = np.arange(count)
     join_rows(parent, kind, end, first)
-    outside = np.zeros(count, np.bool_)
-    for y in range(height):
-        for run in range(first[y], first[y + 1]):
-            begin = 0 if run == first[y] else end[run - 1]
-            if not kind[run] and (y == 0 or y == height - 1 or begin == 0 or end[run] == width):
-                outside[find(parent, run)] = True
-    for run in range(count):
-        kind[run] = kind[run] or not outside[find(parent, run)]
+    fill_holes(kind, end, first, parent, values.shape[1])
+    begin = np.zeros(count, np.int64)
     parent[:] = np.arange(count)
     for y in range(height):
         for run in range(first[y] + 1, first[y + 1]):
+            begin[run] = end[run - 1]
             if kind[run] and kind[run - 1]:  # a hole and what is around it
                 join(parent, run - 1, run)
     join_rows(parent, kind, end, first)
     pixels = np.zeros(count, np.int64)
-    best = -1
-    for y in range(height):
-        for run in range(first[y], first[y + 1]):
-            if kind[run]:
-                pixels[find(parent, run)] += end[run] - (0 if run == first[y] else end[run - 1])
     for run in range(count):
-        if pixels[run] > (0 if best < 0 else pixels[best]):
-            best = run
+        if kind[run]:
+            pixels[find(parent, run)] += end[run] - begin[run]
+    best = np.argmax(pixels)
     for y in range(height):
         for run in range(first[y], first[y + 1]):
-            begin = 0 if run == first[y] else end[run - 1]
-            kept[y, begin : end[run]] = kind[run] and find(parent, run) == best
+            kept[y, begin[run] : end[run]] = kind[run] and find(parent, run) == best
 
 
 @loops()
