@@ -31,7 +31,7 @@ from selftaught.data.readers import BadFile
 if TYPE_CHECKING:
     import torch
 
-SCHEMA = 2
+SCHEMA = 3
 """Rises when the same files give other pixels."""
 THREADS = max(2, min(8, os.cpu_count() or 2))
 _CHUNK = 512

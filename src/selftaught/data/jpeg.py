@@ -1,4 +1,4 @@
-"""Pixels of common JPEGs by simplejpeg (libjpeg-turbo), about 1.4 times as fast as through Pillow, and the same bits.
+"""Pixels of common JPEGs by simplejpeg (libjpeg-turbo), about 1.4 times as fast as through Pillow, and the same pixels.
 
 Only for pictures whose header has been checked. Whatever is unusual (CMYK, unknown subsampling) or not whole is left to
 Pillow: its answer, or its reason, counts. Without simplejpeg (`pip install "selftaught[fast]"`) Pillow decodes everything.

@@ -5,7 +5,7 @@ by 257, colour spaces become RGB, and of several frames the first is taken. The 
 header, before anything is decoded, and the first bytes choose the one decoder that ever sees a file.
 
 Pillow opens every file and its header is checked; the pixels of a common JPEG then come from `data/jpeg.py` where
-simplejpeg is installed, and whatever that finds wrong Pillow decodes, or names. The pixels are the same either way.
+simplejpeg is installed, and whatever that finds wrong Pillow decodes, or names. The decoded pixels are the same either way.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _AT_ONCE_BYTES = 8 * 2**20
 _TOGETHER_PIXELS = 2**18
 """Pictures above this size, after their reduction, are not kept until others can be stretched with them."""
 _TORCH_PIXELS = 2**22
-"""Pictures up to this size are stretched by torch, in half the time of Pillow and to the same bits, but with more memory."""
+"""Pictures up to this size are stretched by torch, in half the time of Pillow; its rounding is at most two grey levels off."""
 _BAND_PIXELS = 1 << 20
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _ORIENTATION_TAG = 0x0112

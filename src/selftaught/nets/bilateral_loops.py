@@ -196,7 +196,7 @@ def runs_of(values: Any, level: float) -> Any:
     """Cut the rows of (H, W) into runs of above and not above `level`: kind (R,) bool, end (R,), first run of each row (H+1,)."""
     height, width = values.shape
     first = np.empty(height + 1, np.int64)
-    count = 0
+    count: Any = 0
     for y in range(height):
         count += 1
         line = values[y]
@@ -260,7 +260,8 @@ def largest_filled(values: Any, level: float, kept: Any) -> None:
 @loops()
 def overlap(kept: Any, mask: Any) -> Any:
     """Pixels in both of (H, W) bool and the part of a mask above 0.5, and pixels in one of them at least."""
-    both, any_of = 0, 0
+    both: Any = 0
+    any_of: Any = 0
     for y in range(kept.shape[0]):
         for x in range(kept.shape[1]):
             inside = mask[y, x] > 0.5

@@ -76,9 +76,9 @@ def count_block(  # fmt: skip
     decided in float32 from `rows`, those within `tol` times the lengths of zero in float64. Returns how many were near.
     """
     height, width = values.shape
-    near = np.int16(near)
+    close_to = np.int16(near)
     most = np.int16(0x7FFF)
-    doubtful = 0
+    doubtful: Any = 0
     for i in range(height):
         this = rows[top + i]
         for begin in range(i + 1, width, _CHUNK):
@@ -89,15 +89,15 @@ def count_block(  # fmt: skip
                 flag = np.int32(line[j] > 0)
                 positive += flag
                 column[j] += flag
-                close += np.int32(np.int16(line[j] & most) <= near)
+                close += np.int32(np.int16(line[j] & most) <= close_to)
             counts[top + i] += positive
             if close == 0:
                 continue
             doubtful += close
             for j in range(len(line)):
-                if np.int16(line[j] & most) <= near:
+                if np.int16(line[j] & most) <= close_to:
                     at = top + begin + j
-                    value = np.float64(rough_product(this, rows[at]))
+                    value: Any = np.float64(rough_product(this, rows[at]))
                     if not abs(value) > tol * length[top + i] * length[at]:
                         value = product(this, rows[at])
                     change = np.int32(value > 0) - np.int32(line[j] > 0)
