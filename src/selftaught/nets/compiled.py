@@ -2,7 +2,8 @@
 
 A module of loops imports numba at its top, so it is imported only after `is_there()`. Compiled code is kept as numba does it,
 beside the package's own bytecode or, where that folder cannot be written, in the user's cache; so only the first process that
-ever uses a loop waits for the compiler, others for loading (seconds and tenths of a second; docs/benchmarks.md has them).
+ever uses a loop waits for the compiler, others for loading (seconds, and tenths of a second; docs/benchmarks.md has them). numba
+reads what it kept with pickle: whoever can write there can change the package's own code as well.
 """
 
 from __future__ import annotations
