@@ -140,7 +140,7 @@ def resize_array(image: np.ndarray, px: int) -> np.ndarray:
     height, width = image.shape[:2]
     if (height, width) == (px, px):
         return np.array(image)
-    if height * width > _TORCH_PIXELS:
+    if height * width > _TORCH_PIXELS or px > min(height, width):  # torch rounds enlarged pictures more coarsely
         return np.array(Image.fromarray(image).resize((px, px), Image.Resampling.BILINEAR))
     return _stretched(np.require(image, requirements=("C", "W"))[None], px)[0]
 
@@ -195,7 +195,8 @@ def _resized_together(opened: Sequence[BinaryIO | np.ndarray | BadFile], px: int
         if isinstance(image, BadFile):
             continue
         pixels, size = image
-        if pixels.shape[:2] == (px, px) or pixels.shape[0] * pixels.shape[1] > _TOGETHER_PIXELS:
+        alone = px >= min(pixels.shape[:2]) or pixels.shape[0] * pixels.shape[1] > _TOGETHER_PIXELS
+        if alone:
             found[place] = resize_array(pixels, px), size
         else:
             alike.setdefault(pixels.shape, []).append(place)
