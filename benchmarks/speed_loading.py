@@ -1,9 +1,10 @@
 """Loading: first epoch over JPEGs and second epoch from the cache, against torchvision's ImageFolder and a DataLoader.
 
-    python benchmarks/speed_loading.py [--pictures 10000] [--px 96] [--side 256 512] [--rounds 3]
+    python benchmarks/speed_loading.py [--pictures 10000] [--px 96] [--size 256x256 500x375 512x512] [--rounds 3] [--pillow]
 
-The pictures are those of sample:things, enlarged to --side and saved as JPEG of quality 90 with photographic grain, so that their
-files have the size of photographs. Ours: `build_cache` into an empty folder, then batches of uint8 from it (an epoch is
+The pictures are those of sample:things, enlarged to --size (width x height; 500x375 is the most common size of ImageNet) and saved
+as JPEG of quality 90 with photographic grain, so that their files have the size of photographs. --pillow measures what is left
+without simplejpeg. Ours: `build_cache` into an empty folder, then batches of uint8 from it (an epoch is
 one pass over all pictures in batches of 256). Theirs: ImageFolder, Resize to the same square, PILToTensor, DataLoader
 with two workers and batches of 256. The files are read once before, so that both find them in the page cache. Beside the
 wall time stands the processor time of all processes, which other programs on the machine disturb less. The last row is the mean
@@ -23,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from measuring import alternating, ratio_row, write
+from selftaught.data import jpeg
 from selftaught.data.cache import ImageSet, build_cache
 from selftaught.data.sources import open_data
 from selftaught.nets.torchvision_ops import make_torchvision_importable
@@ -35,14 +38,14 @@ from selftaught.nets.torchvision_ops import make_torchvision_importable
 BATCH = 256
 
 
-def write_folder(folder: Path, count: int, side: int) -> None:
+def write_folder(folder: Path, count: int, size: tuple[int, int]) -> None:
     """`count` JPEGs in ten class folders, which ImageFolder wants."""
     source = open_data(f"sample:things:{min(count, 2048)}", "train")
 
     def one(i: int) -> None:
         rng = np.random.default_rng(i)
         picture = Image.fromarray(np.rot90(source.image(i % len(source)), i // len(source)))
-        large = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC), np.float32)
+        large = np.asarray(picture.resize(size, Image.Resampling.BICUBIC), np.float32)
         grain = large + rng.normal(0, 6, large.shape[:2])[..., None]
         Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(folder / f"{i % 10}" / f"{i:06d}.jpg", quality=90)
 
@@ -92,7 +95,7 @@ def quality(folder: Path, images: ImageSet, px: int, count: int = 200) -> float:
     return float(np.mean(found))
 
 
-def measure(folder: Path, cache: Path, side: int, px: int, rounds: int) -> list[dict[str, Any]]:
+def measure(folder: Path, cache: Path, size: tuple[int, int], px: int, rounds: int) -> list[dict[str, Any]]:
     count = sum(1 for path in folder.rglob("*.jpg") if path.read_bytes())
     loader = peer(folder, px)
     last: list[ImageSet] = []
@@ -114,7 +117,7 @@ def measure(folder: Path, cache: Path, side: int, px: int, rounds: int) -> list[
     calls = {"ours": first, "torchvision": theirs}
     found = alternating({name: lambda n=name, c=call: timer.rate(n, c) for name, call in calls.items()}, rounds)
     again = {"ours": [timer.rate("second", second) for _ in range(rounds)], "torchvision": found["torchvision"]}
-    data = f"{count:,} JPEGs of {side} px to {px} px"
+    data = f"{count:,} JPEGs of {size[0]}{f'x{size[1]}' if size[1] != size[0] else ''} px to {px} px"
     decibel = quality(folder, last[0], px)
     size_kb = sum(path.stat().st_size for path in folder.rglob("*.jpg")) / count / 1024
     return [
@@ -126,20 +129,32 @@ def measure(folder: Path, cache: Path, side: int, px: int, rounds: int) -> list[
     ]  # fmt: skip
 
 
+def measured(text: str) -> tuple[int, int]:
+    """Width and height of 500x375."""
+    width, _, height = text.partition("x")
+    return int(width), int(height)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=10_000)
     parser.add_argument("--px", type=int, default=96)
-    parser.add_argument("--side", type=int, nargs="+", default=[256, 512])
+    parser.add_argument("--size", type=measured, nargs="+", default=[(256, 256), (500, 375), (512, 512)])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pillow", action="store_true", help="without simplejpeg; writes speed_loading_pillow.json")
     arguments = parser.parse_args()
+    if arguments.pillow:
+        jpeg.simplejpeg = lambda: None  # type: ignore[assignment]
+    library = jpeg.simplejpeg()
+    versions = {"pillow": PIL.__version__, "simplejpeg": library.__version__ if library else "none"}
     rows: list[dict[str, Any]] = []
-    for side in arguments.side:
+    for size in arguments.size:
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work) / "pictures"
-            write_folder(folder, arguments.pictures, side)
-            rows += measure(folder, Path(work) / "cache", side, arguments.px, arguments.rounds)
-        write("speed_loading", rows, rounds=arguments.rounds, threads=torch.get_num_threads())
+            write_folder(folder, arguments.pictures, size)
+            rows += measure(folder, Path(work) / "cache", size, arguments.px, arguments.rounds)
+        name = "speed_loading_pillow" if arguments.pillow else "speed_loading"
+        write(name, rows, versions=versions, rounds=arguments.rounds, threads=torch.get_num_threads())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -13,7 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selftaught.data.readers import BadFile, decode, decode_mask, decode_resized, read_header, resize_array
+from selftaught.data import jpeg
+from selftaught.data.readers import (
+    BadFile,
+    decode,
+    decode_mask,
+    decode_resized,
+    decode_resized_many,
+    read_header,
+    resize_array,
+)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -204,6 +214,70 @@ def test_a_reduced_decode_cannot_be_told_from_a_full_one(side: int) -> None:
     error = decode_resized(data, 96)[0] - full
     assert 10 * np.log10(255**2 / (error**2).mean()) > 42
     assert np.abs(error).max() > 0, "nothing was reduced"
+
+
+@pytest.mark.skipif(jpeg.simplejpeg() is None, reason="simplejpeg is not installed")
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 40}, {"optimize": True}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("turned", [1, 6])
+def test_simplejpeg_and_pillow_give_the_same_pixels(
+    mode: str, options: dict[str, object], turned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    many = []
+    for h, w in ((64, 64), (65, 131), (257, 190), (375, 500), (1030, 700)):
+        scene = np.clip(gradient(h, w) + rng.normal(0, 8, (h, w, 1)), 0, 255).astype(np.uint8)
+        many.append(encoded(Image.fromarray(scene).convert(mode), "JPEG", exif=exif, **options))
+    used = []
+    library = jpeg.simplejpeg()
+    monkeypatch.setattr(library, "decode_jpeg", lambda *a, f=library.decode_jpeg, **k: used.append(1) or f(*a, **k))
+    fast = [decode(data) for data in many], [decode_resized(data, px) for data in many for px in (16, 96)]
+    assert len(used) == (0 if mode == "CMYK" else 15), "every common JPEG goes this way"
+    monkeypatch.setattr(jpeg, "simplejpeg", lambda: None)
+    plain = [decode(data) for data in many], [decode_resized(data, px) for data in many for px in (16, 96)]
+    for ours, theirs in zip(fast[0], plain[0], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for (ours, size), (theirs, other) in zip(fast[1], plain[1], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert size == other
+
+
+@pytest.mark.parametrize("h, w", [(1, 1), (1, 40), (7, 5), (31, 333), (96, 96), (128, 128), (500, 375), (2100, 2100)])
+@pytest.mark.parametrize("px", [1, 5, 32, 96, 224])
+def test_stretching_rounds_nearly_as_pillow(h: int, w: int, px: int) -> None:
+    pixels = np.random.default_rng(h * w).integers(0, 256, (h, w, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize((px, px), Image.Resampling.BILINEAR))
+    for given in (pixels, np.asfortranarray(pixels), pixels[::-1][::-1]):
+        out = resize_array(given, px)
+        assert out.shape == (px, px, 3) and out.flags.writeable
+        error = np.abs(out.astype(int) - expected)
+        assert error.max() <= 2 and error.mean() < 0.2, "noise is the worst case"
+
+
+def test_several_pictures_at_once_are_those_one_by_one(tmp_path: Path) -> None:
+    sizes = [(64, 64), (300, 300), (300, 300), (70, 200), (16, 16), (700, 900), (64, 64)]
+    many: list[object] = [encoded(Image.fromarray(gradient(*size)), "JPEG" if n % 3 else "PNG") for n, size in enumerate(sizes)]
+    many[4:4] = [b"", many[1][:3000], gradient(50, 80), BadFile("gone"), tmp_path / "nothing.jpg"]  # type: ignore[index]
+    found = decode_resized_many(many, 16)  # type: ignore[arg-type]
+    assert len(found) == len(many)
+    for data, one in zip(many, found, strict=True):
+        if isinstance(data, np.ndarray):
+            assert (one[0] == resize_array(data, 16)).all() and one[1] == data.shape[:2]
+        elif isinstance(one, BadFile):
+            with pytest.raises(BadFile, match=re.escape(one.reason)):
+                raise data if isinstance(data, BadFile) else decode_resized_error(data)
+        else:
+            alone = decode_resized(data, 16)  # type: ignore[arg-type]
+            assert (one[0] == alone[0]).all() and one[1] == alone[1]
+    assert [place for place, one in enumerate(found) if isinstance(one, BadFile)] == [4, 5, 7, 8]
+
+
+def decode_resized_error(data: object) -> BadFile:
+    with pytest.raises(BadFile) as caught:
+        decode_resized(data, 16)  # type: ignore[arg-type]
+    return caught.value
 
 
 def test_draft_keeps_enough_pixels_and_the_true_size() -> None:

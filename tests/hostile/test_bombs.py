@@ -50,6 +50,14 @@ def bmp(width: int, height: int, bits: int = 24, packing: int = 0) -> bytes:
     return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + head + bytes(200)
 
 
+def jpeg_of_many_passes_that_is_not_progressive() -> bytes:
+    """One colour after the other, and the first again and again."""
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64), (5, 100, 200)).save(stream, "JPEG")
+    head = stream.getvalue().partition(b"\xff\xda")[0]
+    return head + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0\x55\x55" * 500 + b"\xff\xd9"
+
+
 def jpeg_of_many_passes() -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (64, 64), (5, 100, 200)).save(stream, "JPEG", progressive=True)
@@ -90,6 +98,7 @@ BOMBS = {
     "bmp of run lengths": bmp(60_000, 60_000, 8, 1),
     "jpeg of 65,500 x 65,500": jpeg(65_500, 65_500),
     "jpeg of 500 passes": jpeg_of_many_passes(),
+    "jpeg of 500 passes, not progressive": jpeg_of_many_passes_that_is_not_progressive(),
     "ppm of 100,000 x 100,000": b"P6 100000 100000 255\n" + bytes(100),
     "ppm of 4,000 digits": b"P6 " + b"9" * 4000 + b" 1 255\n",
 }  # fmt: skip

@@ -9,8 +9,11 @@ import scipy.sparse.linalg
 from scipy import ndimage
 
 from selftaught.core.errors import ConfigError, NumericError
-from selftaught.nets import bilateral
+from selftaught.nets import bilateral, compiled
 from selftaught.nets.bilateral import BilateralGrid, bilateral_solve, largest_filled, refine
+
+if compiled.is_there():
+    from selftaught.nets import bilateral_loops
 
 
 def square() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -247,3 +250,48 @@ def test_largest_filled_equals_scipy(seed: int) -> None:
     mask = np.random.default_rng(seed).random((17, 23)) < 0.35 + 0.03 * seed
     filled, count = ndimage.label(ndimage.binary_fill_holes(mask))
     assert count and (largest_filled(mask) == (filled == 1 + np.argmax(np.bincount(filled.ravel())[1:]))).all()
+
+
+@pytest.mark.skipif(not compiled.is_there(), reason="numba is not installed")
+@pytest.mark.parametrize("sigmas", [(4.0, 16.0, 8.0), (8.0, 32.0, 32.0), (16.0, 16.0, 8.0), (100.0, 300.0, 300.0)])
+@pytest.mark.parametrize("seed", range(3))
+def test_compiled_loops_agree_with_numpy(sigmas: tuple[float, float, float], seed: int) -> None:
+    picture, target = noisy(seed, 48 + seed, 57)
+    grids = [BilateralGrid(picture, *sigmas, engine=engine) for engine in ("numba", "numpy")]
+    assert [grid._compiled for grid in grids] == [True, False] and grids[0].size == grids[1].size
+    confidence = target.clip(0.1, 0.6)
+    # Where confidences vary, 25 steps enlarge a change of 1e-15 in the input to 1e-7 in either engine: there, to the end.
+    converged = {"confidence": confidence, "max_iter": 500, "tol": 1e-14}
+    for settings in ({}, converged, {"lam": 0.0}, {"max_iter": 200, "tol": 1e-9}, {"max_iter": 0}):
+        fast, plain = (grid.solve(target, **settings) for grid in grids)
+        np.testing.assert_allclose(fast, plain, rtol=0, atol=1e-11)
+    plain = np.sort(grids[1].matrix(np.ones(grids[1].size), 3.0).diagonal())
+    np.testing.assert_allclose(np.sort(grids[0].matrix(np.ones(grids[0].size), 3.0).diagonal()), plain, rtol=1e-12)
+    assert grids[0].blur(np.ones(grids[0].size)).sum() == grids[1].blur(np.ones(grids[1].size)).sum()
+    assert (bilateral_loops.empty_table(1) == -1).all(), "the table is left as it was found"
+
+
+@pytest.mark.skipif(not compiled.is_there(), reason="numba is not installed")
+@pytest.mark.parametrize("seed", range(30))
+def test_compiled_refinement_is_that_of_scipy(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(seed)
+    soft = ndimage.gaussian_filter(rng.random((17 + seed, 23)), seed % 3 * 0.7)
+    soft = (soft - soft.mean()) / soft.std() * 0.2 + 0.35 + 0.01 * seed
+    mask = rng.random(soft.shape) < 0.5 if seed % 2 else soft > 0.45
+    kept = np.empty(soft.shape, bool)
+    bilateral_loops.largest_filled(soft, 0.5, kept)
+    assert (kept == largest_filled(soft > 0.5)).all()
+    fast = refine(soft, mask)
+    monkeypatch.setattr(compiled, "is_there", lambda: False)
+    plain = refine(soft, mask)
+    assert fast[1] == plain[1] and (fast[0] == plain[0]).all()
+
+
+def test_the_engine_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture, target = noisy()
+    with pytest.raises(ConfigError, match="engine"):
+        BilateralGrid(picture, engine="rust")
+    monkeypatch.setattr(compiled, "is_there", lambda: False)
+    assert not BilateralGrid(picture)._compiled
+    with pytest.raises(ConfigError, match="not installed"):
+        BilateralGrid(picture, engine="numba")

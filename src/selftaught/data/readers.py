@@ -3,6 +3,9 @@
 The rules are the same for all sources: EXIF rotation is applied, alpha is laid over mid grey, 16-bit values are divided
 by 257, colour spaces become RGB, and of several frames the first is taken. The limit on pixels is checked in the
 header, before anything is decoded, and the first bytes choose the one decoder that ever sees a file.
+
+Pillow opens every file and its header is checked; the pixels of a common JPEG then come from `data/jpeg.py` where
+simplejpeg is installed, and whatever that finds wrong Pillow decodes, or names. The decoded pixels are the same either way.
 """
 
 from __future__ import annotations
@@ -11,16 +14,19 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from selftaught.core.errors import DataError
+from selftaught.data import jpeg
 
 Readable = bytes | bytearray | memoryview | str | os.PathLike[str]
+Resized = tuple[np.ndarray, tuple[int, int]]
+"""Pixels, and the (H, W) of the whole picture, upright."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SUFFIXES = (
@@ -29,7 +35,7 @@ SUFFIXES = (
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 256 * 2**20
 MAX_SCANS = 100
-"""Passes of a progressive JPEG. Encoders write about ten; each costs a walk over all pixels, however few its bytes."""
+"""Passes of a JPEG. Encoders of progressive ones write about ten; each costs a walk over all pixels, however few its bytes."""
 MID_GREY = 128
 IGNORE_ID = 255
 _MAGIC = {
@@ -38,18 +44,25 @@ _MAGIC = {
     b"P1": "PPM", b"P2": "PPM", b"P3": "PPM", b"P4": "PPM", b"P5": "PPM", b"P6": "PPM",
 }  # fmt: skip
 _HEAD_BYTES = 512
+_AT_ONCE_BYTES = 8 * 2**20
+"""Files up to this size are read in one piece, larger ones as their decoder asks for them."""
+_TOGETHER_PIXELS = 2**18
+"""Pictures above this size, after their reduction, are not kept until others can be stretched with them."""
+_TORCH_PIXELS = 2**22
+"""Pictures up to this size are stretched by torch, in half the time of Pillow; its rounding is at most two grey levels off."""
 _BAND_PIXELS = 1 << 20
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _ORIENTATION_TAG = 0x0112
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_TURN = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a[::-1].transpose(1, 0, 2),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: a[:, ::-1].transpose(1, 0, 2),
 }
+"""Makes pixels (H, W, 3) upright, by EXIF orientation."""
 
 # Pictures above our own limit are refused with a reason; Pillow's warning would only repeat it on the terminal.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -85,21 +98,51 @@ def decode(data: Readable, *, max_pixels: int = MAX_PIXELS, at_least_px: int | N
     With `at_least_px` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, no side below `at_least_px` unless it was.
     Raises BadFile with the reason.
     """
-    return np.array(_load_rgb(data, max_pixels, at_least_px)[0])
+    with _open_stream(data) as stream, _open_image(stream, max_pixels) as image:
+        return np.require(_load_rgb(stream, image, at_least_px)[0], requirements=("C", "W"))
 
 
-def decode_resized(data: Readable, px: int, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, tuple[int, int]]:
+def decode_resized(data: Readable, px: int, *, max_pixels: int = MAX_PIXELS) -> Resized:
     """Decode and stretch one picture to uint8 (px, px, 3); also return the (H, W) of the whole picture, upright.
 
-    Antialiased bilinear; JPEGs are decoded at a reduced size of at least 4/3 of `px`. Raises BadFile.
+    Antialiased bilinear; JPEGs are decoded at a reduced size of at least 4/3 of `px`. Raises BadFile. In memory the
+    channels mostly come first, so that a transposed view is in the order of the cache.
     """
-    image, size = _load_rgb(data, max_pixels, -(-4 * px // 3))
-    return np.array(_stretch(image, px)), size
+    found = decode_resized_many([data], px, max_pixels=max_pixels)[0]
+    if isinstance(found, BadFile):
+        raise found
+    return found
+
+
+def decode_resized_many(
+    many: Iterable[Readable | np.ndarray | BadFile], px: int, *, max_pixels: int = MAX_PIXELS
+) -> list[Resized | BadFile]:
+    """Do what `decode_resized` does with several pictures; a BadFile stands where one cannot be read.
+
+    Pixels (H, W, 3) are only stretched, and a BadFile comes back. First all files are read, then all headers checked, then
+    all pictures decoded, then all stretched: code that does one thing several times stays in the processor's cache.
+    """
+    out: list[Resized | BadFile] = []
+    opened: list[BinaryIO | np.ndarray | BadFile] = []
+    held = 0
+    for data in many:
+        one = data if isinstance(data, (BadFile, np.ndarray)) else _tried(_open_stream, data)
+        opened.append(one)
+        held += one.nbytes if isinstance(one, np.ndarray) else one.getbuffer().nbytes if isinstance(one, io.BytesIO) else 0
+        if held > _AT_ONCE_BYTES:
+            out += _resized_together(opened, px, max_pixels)
+            opened, held = [], 0
+    return out + _resized_together(opened, px, max_pixels)
 
 
 def resize_array(image: np.ndarray, px: int) -> np.ndarray:
     """Stretch uint8 (H, W, 3) to (px, px, 3), antialiased bilinear, the same filter as `decode_resized`."""
-    return np.array(_stretch(Image.fromarray(image), px))
+    height, width = image.shape[:2]
+    if (height, width) == (px, px):
+        return np.array(image)
+    if height * width > _TORCH_PIXELS or px > min(height, width):  # torch rounds enlarged pictures more coarsely
+        return np.array(Image.fromarray(image).resize((px, px), Image.Resampling.BILINEAR))
+    return _stretched(np.require(image, requirements=("C", "W"))[None], px)[0]
 
 
 def read_header(data: Readable, *, max_pixels: int = MAX_PIXELS) -> Header:
@@ -133,31 +176,92 @@ def decode_mask(data: Readable, *, max_pixels: int = MAX_PIXELS, binary_255: boo
     return np.array(values)
 
 
-def _load_rgb(data: Readable, max_pixels: int, at_least_px: int | None) -> tuple[Image.Image, tuple[int, int]]:
-    with _open_stream(data) as stream, _open_image(stream, max_pixels) as image:
-        width, height = image.size
-        drafted = at_least_px is not None and image.format in ("JPEG", "MPO")
-        if drafted and at_least_px is not None:
-            image.draft(image.mode, (at_least_px, at_least_px))
-        _load_pixels(image)
-        orientation = _orientation(image)
-        try:
-            rgb = _to_rgb(image)
-            if orientation in _TRANSPOSE:
-                rgb = rgb.transpose(_TRANSPOSE[orientation])
-        except BadFile:
-            raise
-        except Exception as error:  # whatever a plugin raises on a hostile file must stay one bad file
-            raise BadFile(f"colour mode {image.mode} cannot become RGB ({error})") from error
-    if not drafted:
-        width, height = rgb.size
-    elif orientation >= 5:
+def _tried(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What the call returns, or the BadFile that it raises."""
+    try:
+        return call(*arguments)
+    except BadFile as error:
+        return error
+
+
+def _resized_together(opened: Sequence[BinaryIO | np.ndarray | BadFile], px: int, max_pixels: int) -> list[Any]:
+    """Step by step for all; streams are closed, and pixels of one size are stretched in one call."""
+    ready = (BadFile, np.ndarray)
+    found: list[Any] = [one if isinstance(one, ready) else _tried(_open_image, one, max_pixels) for one in opened]
+    turns = [_orientation(image) if getattr(image, "format", "") == "JPEG" else None for image in found]
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for place, (stream, image, turn) in enumerate(zip(opened, found, turns, strict=True)):
+        found[place] = image = _tried(_loaded, stream, image, -(-4 * px // 3), turn)
+        if isinstance(image, BadFile):
+            continue
+        pixels, size = image
+        alone = px >= min(pixels.shape[:2]) or pixels.shape[0] * pixels.shape[1] > _TOGETHER_PIXELS
+        if alone:
+            found[place] = resize_array(pixels, px), size
+        else:
+            alike.setdefault(pixels.shape, []).append(place)
+    for places in alike.values():
+        stretched = _stretched(np.stack([found[place][0] for place in places]), px)
+        for place, pixels in zip(places, stretched, strict=True):
+            found[place] = pixels, found[place][1]
+    return found
+
+
+def _loaded(stream: BinaryIO | np.ndarray | BadFile, image: Any, at_least_px: int, orientation: int | None) -> Resized:
+    """Pixels, and the size of the whole picture, of one entry; raises BadFile."""
+    if isinstance(stream, np.ndarray):
+        return stream, (int(stream.shape[0]), int(stream.shape[1]))
+    if isinstance(stream, BadFile):
+        raise stream
+    with stream:
+        if isinstance(image, BadFile):
+            raise image
+        with image:
+            return _load_rgb(stream, image, at_least_px, orientation)
+
+
+def _stretched(pixels: np.ndarray, px: int) -> np.ndarray:
+    """(B, H, W, 3) in memory of its own to (B, px, px, 3), with the channels first in memory."""
+    import torch
+
+    planes = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    out = torch.nn.functional.interpolate(planes, (px, px), mode="bilinear", antialias=True)
+    return out.contiguous().permute(0, 2, 3, 1).numpy()
+
+
+def _load_rgb(
+    stream: BinaryIO, image: Image.Image, at_least_px: int | None, orientation: int | None = None
+) -> Resized:
+    """Upright pixels (H, W, 3) of an opened picture, perhaps read-only, and the size that the whole of it has.
+
+    orientation: where it is known already; Pillow turns a TIFF itself when it decodes it, and only then says so.
+    """
+    width, height = image.size
+    reduced = 1
+    if at_least_px is not None and image.format in ("JPEG", "MPO"):
+        reduced = jpeg.reduction(height, width, at_least_px)
+    pixels = jpeg.pixels(stream, image.mode, height, width, reduced) if image.format == "JPEG" else None
+    if pixels is None:
+        pixels = _load_pillow(image, reduced)
+    orientation = _orientation(image) if orientation is None else orientation
+    if orientation in _TURN:
+        pixels = _TURN[orientation](pixels)
+    if orientation >= 5:
         width, height = height, width
-    return rgb, (height, width)
+    return pixels, (height, width) if reduced > 1 else (int(pixels.shape[0]), int(pixels.shape[1]))
 
 
-def _stretch(image: Image.Image, px: int) -> Image.Image:
-    return image if image.size == (px, px) else image.resize((px, px), Image.Resampling.BILINEAR)
+def _load_pillow(image: Image.Image, reduced: int) -> np.ndarray:
+    """Pixels (H, W, 3) of an opened picture, at 1/`reduced` of its size."""
+    if reduced > 1:
+        image.draft(image.mode, (image.width // reduced, image.height // reduced))
+    _load_pixels(image)
+    try:
+        return np.asarray(_to_rgb(image))
+    except BadFile:
+        raise
+    except Exception as error:  # whatever a plugin raises on a hostile file must stay one bad file
+        raise BadFile(f"colour mode {image.mode} cannot become RGB ({error})") from error
 
 
 def _open_stream(data: Readable) -> BinaryIO:
@@ -165,20 +269,23 @@ def _open_stream(data: Readable) -> BinaryIO:
         if len(data) == 0:
             raise BadFile("empty file")
         return io.BytesIO(data)
-    path = Path(data)
+    path = os.fspath(data)
     try:
-        info = path.stat()
+        info = os.stat(path)
         if not stat.S_ISREG(info.st_mode):  # opening a pipe or a device could block for ever
             raise BadFile("a folder, not a file" if stat.S_ISDIR(info.st_mode) else "not a regular file")
         if info.st_size == 0:
             raise BadFile("empty file")
         if info.st_size > MAX_FILE_BYTES:
             raise BadFile(f"file of {info.st_size / 2**20:.0f} MB, the limit is {MAX_FILE_BYTES // 2**20} MB")
-        return path.open("rb")
+        if info.st_size > _AT_ONCE_BYTES:
+            return open(path, "rb")
+        with open(path, "rb", buffering=0) as file:
+            return io.BytesIO(file.read(info.st_size))
     except ValueError as error:
         raise BadFile("a name that no file can have") from error
     except FileNotFoundError as error:
-        raise BadFile("dangling link" if path.is_symlink() else "the file does not exist") from error
+        raise BadFile("dangling link" if os.path.islink(path) else "the file does not exist") from error
     except PermissionError as error:
         raise BadFile("no permission to read it") from error
     except OSError as error:
@@ -218,10 +325,11 @@ def _format_of(head: bytes) -> str | None:
 
 def _refuse_hidden_work(image: Image.Image, stream: BinaryIO, max_pixels: int) -> None:
     """Raise BadFile where a small picture would cost the memory or the time of a huge one."""
-    if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+    if image.format in ("JPEG", "MPO"):
         at = stream.tell()
         stream.seek(0)
-        scans = stream.read().count(b"\xff\xda")  # inside coded data an FF is always followed by 00
+        # Inside coded data an FF is always followed by 00. Not only progressive files may have many passes.
+        scans = stream.read().count(b"\xff\xda")
         stream.seek(at)
         if scans > MAX_SCANS:
             raise BadFile(f"a JPEG of {scans} passes, the limit is {MAX_SCANS}")

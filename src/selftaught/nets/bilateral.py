@@ -11,11 +11,13 @@ MOVE and FOUND use it. float64 on the CPU; about 0.01 s for 480x480.
 
 The published code spends most of its time on finding the occupied cells by sorting all pixels. Here a table over the
 box of cells that the picture's colours span says which are occupied, in one pass; pictures of so many colours that
-the table would be large are sorted as well.
+the table would be large are sorted as well. Where numba is installed, compiled loops (`nets/bilateral_loops.py`) join the passes
+after that; they agree to rounding.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -28,9 +30,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from selftaught.core.errors import ConfigError, NumericError
+from selftaught.nets import compiled
 
 Floats = NDArray[np.float64]
 
+ENGINES = ("auto", "numpy", "numba")
 CONFIDENCE = 0.999
 """Confidence of every pixel in all published uses."""
 LAM = 256.0
@@ -50,11 +54,18 @@ class BilateralGrid:
     """The grid of one picture; solve it for as many targets as needed.
 
     picture: (H, W, 3) RGB in 0..255, uint8 or float. sigma_space_px: cell side in pixels; sigma_luma and sigma_chroma:
-    cell sides in grey levels. Raises ConfigError for a wrong shape or sigma, NumericError for NaN or infinite pixels.
+    cell sides in grey levels. engine: numpy, numba, or auto, which takes numba where it is installed. Raises ConfigError for a
+    wrong shape, sigma or engine, NumericError for NaN or infinite pixels.
     """
 
     def __init__(
-        self, picture: NDArray[Any], sigma_space_px: float = 16, sigma_luma: float = 16, sigma_chroma: float = 8
+        self,
+        picture: NDArray[Any],
+        sigma_space_px: float = 16,
+        sigma_luma: float = 16,
+        sigma_chroma: float = 8,
+        *,
+        engine: str = "auto",
     ) -> None:
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
             raise ConfigError(f"The picture has shape {picture.shape}.", expected="(H, W, 3), not empty")
@@ -66,14 +77,20 @@ class BilateralGrid:
             if picture.min() < 0 or picture.max() > 256:
                 raise ConfigError("Grey levels lie outside of 0..255.", expected="RGB in 0..255")
         self.shape = picture.shape[:2]
+        self._compiled = _choose_engine(engine) == "numba"
         packed, strides, total = _pack(picture, sigma_space_px, sigma_luma, sigma_chroma)
+        if self._compiled and total <= _TABLE_CELLS:
+            from selftaught.nets import bilateral_loops
+
+            found = bilateral_loops.grid(packed, strides, bilateral_loops.empty_table(total))
+            self._cell_of_pixel, self._pixels_per_cell, self._starts, self._neighbours, self._n, self._m = found
+            self.size = len(self._n)
+            return
+        self._compiled = False
         self._cell_of_pixel, self._blur = (_by_table if total <= _TABLE_CELLS else _by_sorting)(packed, strides, total)
         self.size = self._blur.shape[0]
         self._pixels_per_cell = np.bincount(self._cell_of_pixel, minlength=self.size).astype(np.float64)
         self._n, self._m = self._bistochastic()
-        blur = self._blur
-        self._smooth = blur.data * self._n[blur.indices] * np.repeat(self._n, np.diff(blur.indptr))  # of Dn B Dn
-        self._diagonal = np.flatnonzero(blur.data == 2 * AXES)
 
     def solve(
         self,
@@ -96,7 +113,7 @@ class BilateralGrid:
         if (c < 0).any() or not (c > 0).any():
             raise ConfigError("The confidence is negative, or zero everywhere.", expected=">= 0, somewhere > 0")
         if c.ndim == 0:
-            weight, right = float(c) * self._pixels_per_cell, float(c) * self._splat(t.ravel())
+            weight, right = float(c) * self._pixels_per_cell, float(c) * self._splat(np.ascontiguousarray(t).ravel())
         else:
             c = np.broadcast_to(c, self.shape)
             weight, right = self._splat(c.ravel()), self._splat((c * t).ravel())
@@ -105,6 +122,14 @@ class BilateralGrid:
         # Cells without any confidence start from the mean; the published code divides 0 by 0 there.
         mean = right.sum() / weight.sum()
         start = np.divide(right, weight, out=np.full_like(right, mean), where=weight > 0)
+        if self._compiled:
+            from selftaught.nets import bilateral_loops
+
+            bilateral_loops.conjugate_gradients(
+                start, right, diagonal, inverse, self._n, lam, self._starts, self._neighbours, max_iter, tol
+            )
+            sliced: Floats = bilateral_loops.sliced(start, self._cell_of_pixel)
+            return sliced.reshape(self.shape)
         solution = self._conjugate_gradients(start, right, self.matrix(weight, lam), inverse, max_iter, tol)
         return solution[self._cell_of_pixel].reshape(self.shape)
 
@@ -119,7 +144,30 @@ class BilateralGrid:
         values[self._diagonal] += lam * self._m + weight
         return sparse.csr_matrix((values, self._blur.indices, self._blur.indptr), self._blur.shape)
 
+    @functools.cached_property
+    def _blur(self) -> sparse.csr_matrix:
+        """B as a matrix, which compiled loops do without."""
+        each = np.repeat(np.arange(self.size), np.diff(self._starts))
+        around = sparse.csr_matrix((np.ones(len(each)), (each, self._neighbours)), (self.size, self.size))
+        return (around + 2 * AXES * sparse.identity(self.size)).tocsr()
+
+    @functools.cached_property
+    def _diagonal(self) -> NDArray[np.intp]:
+        return np.flatnonzero(self._blur.data == 2 * AXES)
+
+    @functools.cached_property
+    def _smooth(self) -> Floats:
+        """The entries of Dn B Dn."""
+        blur = self._blur
+        entries: Floats = blur.data * self._n[blur.indices] * np.repeat(self._n, np.diff(blur.indptr))
+        return entries
+
     def _splat(self, values: Floats) -> Floats:
+        if self._compiled:
+            from selftaught.nets import bilateral_loops
+
+            found: Floats = bilateral_loops.splat(values, self._cell_of_pixel, self.size)
+            return found
         sums: Floats = np.bincount(self._cell_of_pixel, weights=values, minlength=self.size).astype(
             np.float64, copy=False
         )
@@ -160,6 +208,16 @@ def refine(soft: NDArray[Any], mask: NDArray[Any], min_iou: float = 0.5) -> tupl
 
     The object of `soft` is its part above 0.5, holes filled, largest 4-connected component. Otherwise (mask, False).
     """
+    if compiled.is_there() and np.ndim(soft) == 2 and np.size(soft):
+        from selftaught.nets import bilateral_loops
+
+        values, given = np.ascontiguousarray(soft), np.ascontiguousarray(mask)
+        kept = np.empty(values.shape, np.bool_)
+        bilateral_loops.largest_filled(values, 0.5, kept)
+        inside, together = bilateral_loops.overlap(kept, given)
+        if not together or inside > min_iou * together:
+            return np.clip(soft, 0.0, 1.0), True
+        return (given > 0.5).astype(np.float64), False
     before = np.asarray(mask) > 0.5
     after = largest_filled(np.asarray(soft) > 0.5)
     union = np.logical_or(before, after).sum()
@@ -217,6 +275,14 @@ def follow_edges(images: Tensor, masks: Tensor, **settings: Any) -> Tensor:
     pictures = list(images.mul(255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
     solved = bilateral_solve(pictures, list(masks.cpu().numpy().astype(np.float64)), **settings)
     return torch.from_numpy(np.stack(solved)).to(masks)
+
+
+def _choose_engine(engine: str) -> str:
+    if engine not in ENGINES:
+        raise ConfigError(f"There is no engine {engine!r}.", expected=", ".join(ENGINES))
+    if engine == "numba" and not compiled.is_there():
+        raise ConfigError("The engine numba is not installed.", do='pip install "selftaught[fast]", or engine="numpy"')
+    return ("numba" if compiled.is_there() else "numpy") if engine == "auto" else engine
 
 
 def _pack(

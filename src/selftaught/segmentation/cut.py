@@ -24,7 +24,7 @@ from selftaught.nets.components import largest_component, patch_boxes_px
 
 _GRAPH_BYTES = 256 * 2**20
 """Largest total of the affinity matrices that are in memory at once."""
-_TAME = (1e-12, 1e15)
+TAME = (1e-12, 1e15)
 """Rows of lengths between these have squares, and sums of them, that float32 holds with all its digits."""
 _OBJECT_RGB = (0.95, 0.25, 0.1)
 
@@ -77,7 +77,7 @@ def key_rows(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         )
     rows = keys.detach().flatten(2).transpose(1, 2).float().contiguous()
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    if bool(((length > _TAME[0]) & (length < _TAME[1])).all()):
+    if bool(((length > TAME[0]) & (length < TAME[1])).all()):
         return rows, rows / length, length
     largest = rows.abs().amax(-1, keepdim=True)  # NaN where any feature is
     finite = torch.isfinite(largest).flatten(1).all(1)

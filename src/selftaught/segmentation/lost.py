@@ -10,9 +10,10 @@ What differs: as the published code (and not the equations, which make A binary)
 of degree go to the first patch in reading order; the published code leaves them to the sort. The premise is that
 features of background patches are positively correlated: it holds for DINO keys, and fails for many others.
 
-Cost: the signs of one N x N product of the features, which are never all in memory at once, and no eigenvectors; about
-0.05 s per picture of 60 x 60 patches on one core. Signs are those of float64 (`nets/positive_products.py`). Nothing is
-trained.
+Cost: the signs of one N x N product of the features, which are never all in memory at once, and no eigenvectors; some
+hundredths of a second per picture of 60 x 60 patches on one core. Signs are those of float64 (`nets/positive_products.py`).
+Where numba is installed and the processor multiplies bf16 in tiles, compiled loops do the rest of the work: the same masks,
+several times as fast. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -26,9 +27,19 @@ from torch import Tensor
 
 from selftaught.core.errors import ConfigError
 from selftaught.method import TrainConfig
+from selftaught.nets import compiled
 from selftaught.nets.components import component_of_seed
-from selftaught.nets.positive_products import positive_counts, positive_products
-from selftaught.segmentation.cut import CutConfig, CutMethod, key_rows
+from selftaught.nets.positive_products import (
+    counts_compiled,
+    positive_counts,
+    positive_products,
+    tiles_bf16,
+    unit_halves,
+)
+from selftaught.segmentation.cut import TAME, CutConfig, CutMethod, key_rows
+
+_COMPILED_PRODUCTS = 2**19
+"""Products of a batch from which on compiled loops are used: for fewer, loading them would take longer than they save."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,9 @@ def lost_masks(keys: Tensor, k: int = 100) -> LostResult:
     """
     if k < 1:
         raise ConfigError(f"k is {k}.", expected="k >= 1")
+    found = _compiled(keys, k)
+    if found is not None:
+        return found
     rows, unit, length = key_rows(keys)
     parts = [_grow(*picture, k) for picture in zip(rows, unit, length[..., 0], strict=True)]
     inside, total, degree, seed = (torch.stack(part) for part in zip(*parts, strict=True))
@@ -93,6 +107,32 @@ def _grow(rows: Tensor, unit: Tensor, length: Tensor, k: int) -> tuple[Tensor, T
     # Rounding may take the sum at the seed, whose terms are all positive, nowhere but to zero.
     inside[lowest[0]] = True
     return inside, share * size, degree, lowest[0]
+
+
+def _compiled(keys: Tensor, k: int) -> LostResult | None:
+    """`lost_masks` by compiled loops; None where it has to be done without, and where the features are to be refused."""
+    if keys.device.type != "cpu" or keys.dim() != 4 or not keys.is_floating_point() or 0 in keys.shape:
+        return None
+    batch, _, height, width = keys.shape
+    n = height * width
+    if batch * n * n < _COMPILED_PRODUCTS or not (tiles_bf16() and compiled.is_there()):
+        return None
+    from selftaught.nets import sign_loops
+
+    masks, maps = torch.zeros(batch, height, width, dtype=torch.bool), torch.empty(batch, height, width)
+    degree, seed = torch.empty(batch, n, dtype=torch.int64), torch.empty(batch, dtype=torch.int64)
+    for b, picture in enumerate(keys.detach()):
+        made = unit_halves(picture.flatten(1).float().contiguous())
+        if not ((made.length > TAME[0]) & (made.length < TAME[1])).all():
+            return None
+        counts = counts_compiled(made)
+        if counts is None:
+            rows = torch.from_numpy(made.rows)
+            counts = positive_counts(rows, torch.nn.functional.normalize(rows, dim=1)).int().numpy()
+        picked = sign_loops.lowest(counts, k)
+        sign_loops.grow(made.rows, picked, made.most, maps[b].numpy(), masks[b].numpy())
+        degree[b], seed[b] = torch.from_numpy(counts), int(picked[0])
+    return LostResult(masks, maps, degree.view(batch, height, width), seed)
 
 
 class Lost(CutMethod):
