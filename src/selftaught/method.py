@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -130,6 +130,8 @@ class Method(nn.Module):
     small_px32: ClassVar[TrainConfig | None] = None
     """What size `small` means for pictures of 48 px and less, where that differs."""
     needs: ClassVar[Mapping[str, str]] = {}
+    reads: ClassVar[Literal["pictures", "clips"]] = "pictures"
+    """What a batch is made of: pictures (B, 3, S, S), or windows of clips (B, T, 3, H, W); uint8."""
     capabilities: ClassVar[tuple[str, ...]] = ()
     loss_uniform: float | None = None
     """Loss of a model that knows nothing, where that is known; a loss that stays there raises the alarm."""

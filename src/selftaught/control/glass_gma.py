@@ -1,0 +1,254 @@
+"""Global Motion Analysis of GLASS: masks, inpainted backgrounds, and the shifts of foreground and background from frame to frame.
+
+Davtyan and Favaro, "Controllable Video Generation through Global and Local Motion Dynamics", ECCV 2022, section 3.1. All frames in here are in
+[-1, 1]; a hole is marked by -1.1, a value that no pixel has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from selftaught.nets.phase_correlation import correlation_surface, robust_match
+from selftaught.nets.video_blocks import Norm, ResBlock, SameBlock, UpBlock, from_px, shift_layer
+
+HOLE = -1.1
+"""Value of pixels that are to be filled in: outside of what pixels can be."""
+
+
+class Layers(NamedTuple):
+    """What GMA makes of a clip of T frames."""
+
+    masks: Tensor
+    """(B, T, 1, H, W) in [0, 1]: where the agent is."""
+    foregrounds: Tensor
+    """(B, T, 3, H, W): mask times frame."""
+    backgrounds: Tensor
+    """(B, T, 3, H, W): the frame with the agent's place filled in."""
+    shifts: Tensor
+    """(B, T - 1, 2): the agent's motion, in units of half the frame: the global action."""
+    ground_shifts: Tensor
+    """(B, T - 1, 2): the background's motion."""
+
+
+class MaskNet(nn.Module):
+    """M: frames to foreground masks. `widths` are stem, blocks and the way up; two halvings, or one where pixels are folded."""
+
+    def __init__(self, widths: tuple[int, int, int], blocks: int, fold: int, norm: Norm):
+        super().__init__()
+        stem, body, up = widths
+        self.fold = fold
+        self.stem = SameBlock(3 * fold**2, stem, norm=norm)
+        downs = 2 if fold == 1 else 1
+        self.body = nn.Sequential(
+            *[ResBlock(stem if i == 0 else body, body, 2, norm) for i in range(downs)],
+            *[ResBlock(body, body, norm=norm) for _ in range(blocks)],
+        )
+        self.up = nn.ModuleList()
+        for i in range(downs):
+            self.up.append(UpBlock(body if i == 0 else up, up, norm))
+            # Where pixels are folded the last block is left out: it would cost as much as all before.
+            self.up.append(ResBlock(up, up, norm=norm) if fold == 1 else nn.Identity())
+        self.out = nn.Conv2d(up, fold**2, 3, padding=1)
+        nn.init.constant_(self.out.bias, -1.5)  # an agent is small: beginning near the size prior saves the first hundred steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to logits (B, 1, H, W)."""
+        y = self.body(self.stem(F.pixel_unshuffle(x, self.fold)))
+        for up in self.up:
+            y = up(y)
+        return F.pixel_shuffle(self.out(y), self.fold)
+
+
+class Inpainter(nn.Module):
+    """I: frames whose holes are marked by `HOLE` to whole frames. `widths` at full (or folded), half and quarter size."""
+
+    def __init__(self, widths: tuple[int, int, int], fold: int, norm: Norm):
+        super().__init__()
+        a, b, c = widths
+        self.fold = fold
+        self.encode = nn.Sequential(
+            SameBlock(3 * fold**2, a, 2, norm), SameBlock(a, b, 2, norm), SameBlock(b, b, norm=norm),
+            SameBlock(b, c, 1 if fold > 1 else 2, norm), SameBlock(c, c, norm=norm),
+        )  # fmt: skip
+        ups = [UpBlock(c, b, norm), UpBlock(b, b, norm), UpBlock(b, a, norm)][fold > 1 :]
+        self.decode = nn.Sequential(SameBlock(c, c, norm=norm), *([SameBlock(c, b, norm=norm)] if fold > 1 else []), *ups)
+        self.out = nn.Conv2d(a, 3 * fold**2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, 3, H, W) in [-1, 1]."""
+        return torch.tanh(F.pixel_shuffle(self.out(self.decode(self.encode(F.pixel_unshuffle(x, self.fold)))), self.fold))
+
+
+class ShiftRegressor(nn.Module):
+    """P of the paper: a convolutional network regresses the shift of a pair of frames; it says "no motion" when it is born."""
+
+    def __init__(self, widths: tuple[int, ...], hidden: tuple[int, int], fold: int, norm: Norm):
+        super().__init__()
+        self.fold = fold
+        a, b, c, d = widths
+        self.convs = nn.Sequential(
+            SameBlock(6 * fold**2, a, 2 if fold == 1 else 1, norm), SameBlock(a, b, 2, norm), SameBlock(b, b, norm=norm),
+            SameBlock(b, c, 2, norm), SameBlock(c, d, norm=norm),
+        )  # fmt: skip
+        self.head = nn.Sequential(
+            nn.Linear(d, hidden[0]), nn.LayerNorm(hidden[0]), nn.LeakyReLU(0.2),
+            nn.Linear(hidden[0], hidden[1]), nn.LayerNorm(hidden[1]), nn.LeakyReLU(0.2), nn.Linear(hidden[1], 2),
+        )  # fmt: skip
+        last = self.head[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.normal_(last.bias, std=1e-4)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """(B, 3, H, W) twice to (B, 2) in units of half the frame."""
+        x = torch.cat([F.pixel_unshuffle(a, self.fold), F.pixel_unshuffle(b, self.fold)], 1)
+        return self.head(self.convs(x).mean((2, 3))).float()
+
+
+class ShiftCorrelator(nn.Module):
+    """P for short trainings: learned features of two frames are compared at every displacement; the answer is the softmax mean.
+
+    c(d) = sum_p phi(a)(p) phi(b)(p + d) / (|phi(a)| |phi(b)|), shift = sum_d softmax(beta c)(d) d. Pixels are features too, so that it sees
+    motion from the first step.
+    """
+
+    def __init__(self, width: int, reach_px: int):
+        super().__init__()
+        self.reach_px = reach_px
+        self.features = nn.Conv2d(3, width, 5, padding=2)
+        self.weight = nn.Parameter(torch.tensor([1.0, 0.3]))
+        self.log_beta = nn.Parameter(torch.tensor(3.5))
+        steps = torch.arange(-reach_px, reach_px + 1, dtype=torch.float32)
+        self.register_buffer("steps", steps, persistent=False)
+
+    steps: Tensor
+
+    def phi(self, x: Tensor) -> Tensor:
+        own = torch.tanh(self.features(x)) * (x.abs().amax(1, keepdim=True) > 0)  # nothing is seen where a layer is empty
+        y = torch.cat([x * self.weight[0], own * self.weight[1]], 1).float()
+        return y
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """(B, 3, H, W) twice to (B, 2) in units of half the frame."""
+        a, b = self.phi(a), self.phi(b)
+        energy = (a.square().sum((1, 2, 3)) * b.square().sum((1, 2, 3)) + 1e-6).sqrt()
+        c = correlation_surface(a, b, self.reach_px) / energy[:, None, None]
+        p = torch.softmax(self.log_beta.exp() * c.flatten(1), 1).view_as(c)
+        shift_px = torch.stack([(p.sum(1) * self.steps).sum(1), (p.sum(2) * self.steps).sum(1)], 1)
+        return from_px(shift_px, *a.shape[2:])
+
+
+@dataclass(frozen=True)
+class GMAWeights:
+    """Weights of the losses, in the order of the paper's code."""
+
+    frame: float = 1.0
+    foreground: float = 1.0
+    background: float = 2.0
+    perceptual: float = 0.02
+    binary: float = 0.5
+    size: float = 0.1
+
+
+class GMA(nn.Module):
+    """Masks, inpainting and shifts of clips."""
+
+    def __init__(self, mask: MaskNet, inpainter: Inpainter, foreground_shift: nn.Module, background_shift: nn.Module):
+        super().__init__()
+        self.mask, self.inpainter = mask, inpainter
+        self.foreground_shift, self.background_shift = foreground_shift, background_shift
+
+    def masks(self, frames: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] to (N, 1, H, W) in [0, 1]."""
+        return torch.sigmoid(self.mask(frames).float())
+
+    def inpaint(self, frames: Tensor, masks: Tensor) -> Tensor:
+        """Fill in what masks (N, 1, H, W) take away from frames (N, 3, H, W)."""
+        return frames * (1 - masks) + self.inpainter(frames * (1 - masks) + HOLE * masks).float() * masks
+
+    def forward(self, clip: Tensor) -> Layers:
+        """(B, T, 3, H, W) in [-1, 1] to its layers."""
+        B, T = clip.shape[:2]
+        frames = clip.flatten(0, 1)
+        m = self.masks(frames)
+        b = self.inpaint(frames, m).unflatten(0, (B, T))
+        m = m.unflatten(0, (B, T))
+        f = m * clip
+        shifts = self.foreground_shift(f[:, :-1].flatten(0, 1), f[:, 1:].flatten(0, 1)).unflatten(0, (B, T - 1))
+        ground = self.background_shift(b[:, :-1].flatten(0, 1), b[:, 1:].flatten(0, 1)).unflatten(0, (B, T - 1))
+        return Layers(m, f, b, shifts, ground)
+
+
+class Moved(NamedTuple):
+    """The layers of frames 0 to T - 2 after their shifts: what GMA says frames 1 to T - 1 look like; (B, T - 1, C, H, W)."""
+
+    masks: Tensor
+    foregrounds: Tensor
+    backgrounds: Tensor
+    frames: Tensor
+
+
+def move(layers: Layers, mask_twice: bool) -> Moved:
+    """Shift each frame's layers and put them together: x~ = m~ f~ + (1 - m~) b~, where f~ was masked already.
+
+    With `mask_twice` false x~ = f~ + (1 - m~) b~, the usual rule for layers that are multiplied by alpha.
+    """
+    B, T = layers.masks.shape[:2]
+    both = torch.cat([layers.masks, layers.foregrounds], 2)[:, :-1].flatten(0, 1)
+    both = shift_layer(both, layers.shifts.flatten(0, 1), "zeros").unflatten(0, (B, T - 1))
+    m, f = both[:, :, :1], both[:, :, 1:]
+    b = shift_layer(layers.backgrounds[:, :-1].flatten(0, 1), layers.ground_shifts.flatten(0, 1), "border").unflatten(0, (B, T - 1))
+    return Moved(m, f, b, (m * f if mask_twice else f) + (1 - m) * b)
+
+
+def gma_losses(clip: Tensor, layers: Layers, moved: Moved, size: float) -> dict[str, Tensor]:
+    """The losses of GMA without weights and without the perceptual one (GLASS, section 3.1; formulas from the released code).
+
+    frame      = mean w |x_{t+1} - x~_{t+1}|, w = sum_c |x_{t+1} - x_t| + |x~_{t+1} - x~_t| + 0.001 without gradient, x~_0 = x_0
+    foreground = mean (f_{t+1} - f~_{t+1})^2
+    background = mean |b_{t+1} - b~_{t+1}|
+    binary     = mean min(m, 1 - m)
+    size       = mean_t |mean_pixels(m_t) - size|
+    """
+    after, before = clip[:, 1:], clip[:, :-1]
+    guess_before = torch.cat([clip[:, :1], moved.frames[:, :-1]], 1)
+    w = ((after - before).abs().sum(2, keepdim=True) + (moved.frames - guess_before).abs().sum(2, keepdim=True) + 0.001).detach()
+    m = layers.masks
+    return {
+        "frame": (w * (after - moved.frames).abs()).mean(),
+        "foreground": (layers.foregrounds[:, 1:] - moved.foregrounds).square().mean(),
+        "background": (layers.backgrounds[:, 1:] - moved.backgrounds).abs().mean(),
+        "binary": torch.minimum(m, 1 - m).mean(),
+        "size": (m.mean((2, 3, 4)) - size).abs().mean(),
+    }
+
+
+@torch.no_grad()
+def first_teacher(clip: Tensor, reach_px: int, threshold: float = 0.12) -> tuple[Tensor, Tensor]:
+    """What a clip says without any network: the background's motion, and where something else moves.
+
+    Args:
+        clip: (B, T, 3, H, W) in [-1, 1], T of at least 3.
+        reach_px: largest displacement that is looked for.
+        threshold: difference (of 2) above which a pixel counts as moving.
+
+    Returns:
+        Shifts (B, T - 1, 2) of what fills most of the frame, and (B, T - 2, 1, H, W) in {0, 1} for the frames between first and last:
+        pixels that differ from the shifted frame before and from that after, so that only the place where the agent is now is left;
+        closed by 5x5 because the inside of an even surface does not change when it moves.
+    """
+    B, T, _, H, W = clip.shape
+    a, b = clip[:, :-1].flatten(0, 1), clip[:, 1:].flatten(0, 1)
+    d = from_px(robust_match(a, b, reach_px), H, W)
+    forward = (b - shift_layer(a, d, "border")).abs().mean(1, keepdim=True).unflatten(0, (B, T - 1))[:, :-1]
+    backward = (a - shift_layer(b, -d, "border")).abs().mean(1, keepdim=True).unflatten(0, (B, T - 1))[:, 1:]
+    still = torch.minimum(forward, backward).flatten(0, 1)
+    still = F.avg_pool2d(still, 3, 1, 1, count_include_pad=False)
+    moving = (still > threshold).float()
+    moving = -F.max_pool2d(-F.max_pool2d(moving, 5, 1, 2), 5, 1, 2)
+    return d.unflatten(0, (B, T - 1)), moving.unflatten(0, (B, T - 2))
