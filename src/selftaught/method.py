@@ -174,8 +174,8 @@ class Method(nn.Module):
     def settle(self, images: ImageSet) -> None:
         """Fix, once the last step is done, what needs the finished network, e.g. statistics of its answers; must be repeatable."""
 
-    def evaluate(self, data: EvalData) -> dict[str, Score]:
-        """Measure on held-out pictures, with the baselines beside."""
+    def evaluate(self, data: Any) -> dict[str, Score]:
+        """Measure on held-out pictures (an `EvalData`) or clips (a `ClipTest`), with the baselines beside."""
         return {}
 
     def show(self, images: Tensor) -> dict[str, Picture]:

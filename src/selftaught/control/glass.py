@@ -25,6 +25,9 @@ from selftaught.control.glass_gma import GMA, Layers, Moved, first_teacher, gma_
 from selftaught.control.glass_lma import LMA, Drawn, LocalLoss, lma_losses
 from selftaught.control.glass_parts import build_gma, build_lma, perceptual_of
 from selftaught.control.glass_play import Actions, Parsed, Played, parse, play
+from selftaught.control.glass_scores import glass_scores
+from selftaught.control.glass_show import panels
+from selftaught.measure.score import Score
 from selftaught.method import Method, Parts, Picture, Player, Progress, TrainConfig
 from selftaught.nets.video_blocks import Norm
 
@@ -357,10 +360,12 @@ class GLASS(Method):
         """Frames after `first` (B, 3, H, W) in [0, 1] under T - 1 actions; with `real` (B, T, 3, H, W) teacher-forced."""
         return play(self, first, actions, real)
 
+    def evaluate(self, data: Any) -> dict[str, Score]:
+        """Layers, motion, actions and predictions on test clips (`data.clip_truth.ClipTest`), with baselines."""
+        return glass_scores(self, data)
+
     def show(self, images: Tensor) -> dict[str, Picture]:
         """The talk's three panels: layers, global actions, local actions; `images` is (B, T, 3, H, W) in [0, 1]."""
-        from selftaught.control.glass_show import panels
-
         return panels(self, images)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,11 +37,16 @@ class WindowSet:
         return self.clips.batch(self.windows[np.asarray(indices, np.int64), 0], self.length, self.every)
 
     def whole(self) -> WindowSet:
-        """One window per clip, as long as the others: the first of each."""
-        first = np.unique(self.windows[:, 1], return_index=True)[1]
-        found = object.__new__(WindowSet)
-        found.__dict__.update(self.__dict__)
-        found.windows, found.keys, found.sizes = self.windows[first], [self.keys[i] for i in first], self.sizes[first]
+        """The first window of each clip."""
+        return self._only(np.unique(self.windows[:, 1], return_index=True)[1])
+
+    def first(self, count: int) -> WindowSet:
+        """`count` windows, spread evenly over all."""
+        return self._only(np.unique(np.linspace(0, len(self) - 1, max(1, count)).astype(np.int64)))
+
+    def _only(self, rows: np.ndarray) -> WindowSet:
+        found = copy.copy(self)
+        found.windows, found.keys, found.sizes = self.windows[rows], [self.keys[i] for i in rows], self.sizes[rows]
         return found
 
 
