@@ -63,7 +63,7 @@ class GLASSConfig(TrainConfig):
     reach_px: int = 8
     """Largest displacement from frame to frame that `shift=correlation` can tell."""
     ground_reach_px: int = 4
-    """Largest displacement of the background that the teacher looks for."""
+    """Largest displacement of the background from frame to frame that is looked for."""
     gma_every: int = 1
     """After the warm-up GMA learns in every n-th step only, which saves time."""
     size: float = 0.0

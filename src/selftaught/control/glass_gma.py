@@ -6,7 +6,6 @@ Davtyan and Favaro, "Controllable Video Generation through Global and Local Moti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -113,46 +112,40 @@ class ShiftRegressor(nn.Module):
 class ShiftCorrelator(nn.Module):
     """P for short trainings: learned features of two frames are compared at every displacement; the answer is the softmax mean.
 
-    c(d) = sum_p phi(a)(p) phi(b)(p + d) / (|phi(a)| |phi(b)|), shift = sum_d softmax(beta c)(d) d. Pixels are features too, so that it sees
-    motion from the first step.
+    e(d) = sum_p |phi(a)(p) - phi(b)(p + d)|^2 / sum_p |phi(a)|^2 + |phi(b)|^2,   shift = sum_d softmax(-beta log(e + eps))(d) d.
+    The logarithm makes the answer as sharp for faint pictures as for strong ones. Pixels are features too, so that it sees motion from the
+    first step.
     """
-
-    def __init__(self, width: int, reach_px: int):
-        super().__init__()
-        self.reach_px = reach_px
-        self.features = nn.Conv2d(3, width, 5, padding=2)
-        self.weight = nn.Parameter(torch.tensor([1.0, 0.3]))
-        self.log_beta = nn.Parameter(torch.tensor(3.5))
-        steps = torch.arange(-reach_px, reach_px + 1, dtype=torch.float32)
-        self.register_buffer("steps", steps, persistent=False)
 
     steps: Tensor
 
+    def __init__(self, width: int, reach_px: int, whole: bool, eps: float = 1e-3):
+        super().__init__()
+        self.reach_px, self.whole, self.eps = reach_px, whole, eps
+        self.features = nn.Conv2d(3, width, 5, padding=2)
+        self.weight = nn.Parameter(torch.tensor([1.0, 0.3]))
+        self.log_beta = nn.Parameter(torch.tensor(1.5))
+        self.register_buffer("steps", torch.arange(-reach_px, reach_px + 1, dtype=torch.float32), persistent=False)
+
     def phi(self, x: Tensor) -> Tensor:
-        own = torch.tanh(self.features(x)) * (x.abs().amax(1, keepdim=True) > 0)  # nothing is seen where a layer is empty
+        """(B, 3, H, W) to (B, C, H, W) features, zero where a layer is empty, of mean zero for whole frames."""
+        own = torch.tanh(self.features(x)) * (x.abs().amax(1, keepdim=True) > 0)
         y = torch.cat([x * self.weight[0], own * self.weight[1]], 1).float()
-        return y
+        return y - y.mean((2, 3), keepdim=True) if self.whole else y
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """(B, 3, H, W) twice to (B, 2) in units of half the frame."""
         a, b = self.phi(a), self.phi(b)
-        energy = (a.square().sum((1, 2, 3)) * b.square().sum((1, 2, 3)) + 1e-6).sqrt()
-        c = correlation_surface(a, b, self.reach_px) / energy[:, None, None]
-        p = torch.softmax(self.log_beta.exp() * c.flatten(1), 1).view_as(c)
+        inside = torch.ones_like(a[:, :1])
+        if self.whole:  # the correlation is cyclic: a margin is left out, so that no border meets the opposite one
+            r = self.reach_px
+            inside = F.pad(inside[:, :, r:-r, r:-r], (r, r, r, r))
+        other = correlation_surface(inside, b.square().sum(1, keepdim=True), self.reach_px)
+        energy = ((a * inside).square().sum((1, 2, 3)) + 1e-6)[:, None, None] + other
+        e = 1 - 2 * correlation_surface(a * inside, b, self.reach_px) / energy
+        p = torch.softmax(-self.log_beta.exp() * (e.clamp(min=0) + self.eps).log().flatten(1), 1).view_as(e)
         shift_px = torch.stack([(p.sum(1) * self.steps).sum(1), (p.sum(2) * self.steps).sum(1)], 1)
         return from_px(shift_px, *a.shape[2:])
-
-
-@dataclass(frozen=True)
-class GMAWeights:
-    """Weights of the losses, in the order of the paper's code."""
-
-    frame: float = 1.0
-    foreground: float = 1.0
-    background: float = 2.0
-    perceptual: float = 0.02
-    binary: float = 0.5
-    size: float = 0.1
 
 
 class GMA(nn.Module):

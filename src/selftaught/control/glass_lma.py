@@ -74,13 +74,18 @@ class ActionNet(nn.Module):
 
         bilinear: y_0 = v, y_{k+1} = act(norm(Bilinear_k(Linear_k(u), y_k))), direction = y_n - u; plain: direction = v - u.
         """
+        with torch.autocast(before.device.type, enabled=False):  # autocast knows no bilinear layers, and they are small
+            return self.head(self.change(before.float(), after.float()))
+
+    def change(self, before: Tensor, after: Tensor) -> Tensor:
+        """The direction (N, width) of change."""
         u, v = self.reader(torch.cat([before, after])).mean((2, 3)).chunk(2)
         y = v
         for k, (turn, bilinear) in enumerate(zip(self.turns, self.bilinear, strict=True)):
             y = bilinear(turn(u), y)
             if k < len(self.norms):
                 y = F.leaky_relu(self.norms[k](y), 0.2)
-        return self.head(y - u)
+        return y - u
 
 
 class Dynamics(nn.Module):

@@ -15,16 +15,18 @@ from selftaught.nets.quantiser import Quantiser
 def build_gma(c: Any) -> GMA:
     """Masks, inpainting and two shift networks, for a `GLASSConfig`."""
     return GMA(
-        MaskNet(c.mask_widths, c.mask_blocks, c.fold, c.norm), Inpainter(c.inpaint_widths, c.fold, c.norm), _shift(c), _shift(c)
+        MaskNet(c.mask_widths, c.mask_blocks, c.fold, c.norm),
+        Inpainter(c.inpaint_widths, c.fold, c.norm),
+        _shift(c, c.reach_px, False), _shift(c, c.ground_reach_px, True),
     )
 
 
-def _shift(c: Any) -> nn.Module:
+def _shift(c: Any, reach_px: int, whole: bool) -> nn.Module:
     if c.shift == "regression":
         return ShiftRegressor(c.shift_widths, c.shift_hidden, c.fold, c.norm)
-    if min(c.image_px, c.width_px) <= 2 * c.reach_px:
-        raise ValueError(f"reach_px is {c.reach_px}, frames must be more than twice as large")
-    return ShiftCorrelator(c.shift_widths[0] // 2, c.reach_px)
+    if min(c.image_px, c.width_px) <= 2 * reach_px:
+        raise ValueError(f"frames must be more than twice as large as a reach of {reach_px} px")
+    return ShiftCorrelator(c.shift_widths[0] // 2, reach_px, whole)
 
 
 def build_lma(c: Any) -> LMA:

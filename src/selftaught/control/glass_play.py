@@ -83,7 +83,7 @@ def play(model: Any, first: Tensor, actions: Actions, real: Tensor | None = None
         y, memory = model.step(state, actions.shifts[:, t], vectors[:, t], memory)
         drawn = model.lma.renderer(y)
         shown = drawn.scales[0]
-        moved = shift_layer(background, ground[:, t], "border")
+        moved = shift_layer(background, ground[:, t], "border", "nearest")
         frame = shown + (1 - drawn.mask) * moved
         frames.append(((frame + 1) / 2).clamp(0, 1))
         masks.append(drawn.mask[:, 0])
