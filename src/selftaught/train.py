@@ -46,7 +46,15 @@ from selftaught.method import Method, Player, Progress
 from selftaught.nets.batchnorm import join_batch_norms
 from selftaught.registry import load_class
 from selftaught.run_folder import refuse_folder
-from selftaught.settings import base_config, check_numbers, choose_device, choose_sharding, open_items, parse_needs, relative_to_run
+from selftaught.settings import (
+    base_config,
+    check_numbers,
+    choose_device,
+    choose_sharding,
+    open_items,
+    parse_needs,
+    relative_to_run,
+)
 
 SCHEMA = 1
 SAVE_EVERY_S = 60.0
@@ -131,7 +139,7 @@ def train(
         config = replace(config, steps=steps)
     out = Path(out)
     given = parse_needs(need, cls.needs)
-    needs = {name: relative_to_run(given[name], out) if name in given else f"needs/{name}" for name in cls.needs}
+    needs = {name: relative_to_run(given[name], out) if name in given else f"needs/{name}" for name in cls.needs_of(config)}
     job = Job(method, data, out, size, seed, config, needs, choose_device(device), choose_sharding(sharding))
     if launch.place()[0] == 0:
         refuse_folder(out, job.to_json())
@@ -197,7 +205,7 @@ def run_job(job: Job, quiet: bool) -> Path:
 def train_needs(job: Job, quiet: bool) -> None:
     """Train what the method needs and nobody gave, in sub-runs that resume by themselves."""
     cls = load_class(job.method)
-    for name, default in cls.needs.items():
+    for name, default in cls.needs_of(job.config).items():
         if job.needs[name] == f"needs/{name}":
             train(default, job.data, job.out / "needs" / name, job.size, None, job.seed, (), (), job.device, quiet, job.sharding)
 

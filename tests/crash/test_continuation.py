@@ -17,13 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from selftaught.control.glass_play import Actions
 from selftaught.data import cache
 from selftaught.data.arrays import ArraySource
 from selftaught.data.cache import ImageSet
 from selftaught.data.clips import ArrayClips
 from selftaught.evaluate import evaluate
 from selftaught.loading import load_method
+from selftaught.method import Actions
 from selftaught.registry import load_class
 from selftaught.train import Loop, Stopped, resume, train
 from trained_runs import METHODS, SMALL, TRAINED, Runs, as_clips, differing, newest, structured_noise

@@ -1,4 +1,4 @@
-"""What any video model must beat, on one interface: clips in, the same clips predicted from their first frame (or from each real frame before).
+"""What any video model must beat, on one interface: clips in, the same clips predicted from their first frame (or each real frame before).
 
 Each has `bits`: what it is told about every step, because a model that is told more predicts better.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selftaught.control.glass_play import Actions, Parsed
+from selftaught.method import Actions, Parsed
 from selftaught.nets.phase_correlation import phase_correlation
 from selftaught.nets.video_blocks import from_px, shift_layer
 
@@ -88,7 +88,7 @@ class Model:
 
 @dataclass
 class Still(Model):
-    """The same model told nothing: no shift of the agent, always one code; the background's shift is given, or its place would be unknown."""
+    """The same model told nothing of the agent: no shift, always one code; the background's shift is given."""
 
     code: int = 0
 
@@ -113,7 +113,8 @@ class Oracle(Model):
     def actions(self, clips: Tensor, parsed: Parsed) -> Actions:
         table = self.decoder or {}
         fallback = int(parsed.actions.codes.flatten().mode().values)
-        codes = [[table.get((int(m), int(k)), fallback) for m, k in zip(*row, strict=True)] for row in zip(self.moves, self.locals, strict=True)]
+        true = np.stack([self.moves, self.locals], -1).astype(int).tolist()
+        codes = [[table.get((m, k), fallback) for m, k in row] for row in true]
         H, W = clips.shape[-2:]
         shifts, ground = (from_px(torch.as_tensor(np.asarray(x), dtype=torch.float32), H, W) for x in (self.shifts, self.ground_shifts))
         return Actions(shifts, ground, torch.tensor(codes))

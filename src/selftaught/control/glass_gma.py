@@ -1,7 +1,7 @@
 """Global Motion Analysis of GLASS: masks, inpainted backgrounds, and the shifts of foreground and background from frame to frame.
 
-Davtyan and Favaro, "Controllable Video Generation through Global and Local Motion Dynamics", ECCV 2022, section 3.1. All frames in here are in
-[-1, 1]; a hole is marked by -1.1, a value that no pixel has.
+Davtyan and Favaro, "Controllable Video Generation through Global and Local Motion Dynamics", ECCV 2022, section 3.1. All frames in
+here are in [-1, 1]; a hole is marked by -1.1, a value that no pixel has.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class MaskNet(nn.Module):
             # Where pixels are folded the last block is left out: it would cost as much as all before.
             self.up.append(ResBlock(up, up, norm=norm) if fold == 1 else nn.Identity())
         self.out = nn.Conv2d(up, fold**2, 3, padding=1)
+        assert self.out.bias is not None
         nn.init.constant_(self.out.bias, -1.5)  # an agent is small: beginning near the size prior saves the first hundred steps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -222,26 +223,25 @@ def gma_losses(clip: Tensor, layers: Layers, moved: Moved, size: float) -> dict[
 
 
 @torch.no_grad()
-def first_teacher(clip: Tensor, reach_px: int, threshold: float = 0.12) -> tuple[Tensor, Tensor]:
+def first_teacher(clip: Tensor, reach_px: int, threshold: float = 0.09) -> tuple[Tensor, Tensor]:
     """What a clip says without any network: the background's motion, and where something else moves.
 
     Args:
         clip: (B, T, 3, H, W) in [-1, 1], T of at least 3.
         reach_px: largest displacement that is looked for.
-        threshold: difference (of 2) above which a pixel counts as moving.
+        threshold: largest difference of a channel (of 2) above which a pixel counts as moving.
 
     Returns:
         Shifts (B, T - 1, 2) of what fills most of the frame, and (B, T - 2, 1, H, W) in {0, 1} for the frames between first and last:
         pixels that differ from the shifted frame before and from that after, so that only the place where the agent is now is left;
-        closed by 5x5 because the inside of an even surface does not change when it moves.
+        closed by 5x5, because the inside of an even surface does not change when it moves, and opened by 3x3, which takes specks away.
     """
     B, T, _, H, W = clip.shape
     a, b = clip[:, :-1].flatten(0, 1), clip[:, 1:].flatten(0, 1)
     d = from_px(robust_match(a, b, reach_px), H, W)
-    forward = (b - shift_layer(a, d, "border")).abs().mean(1, keepdim=True).unflatten(0, (B, T - 1))[:, :-1]
-    backward = (a - shift_layer(b, -d, "border")).abs().mean(1, keepdim=True).unflatten(0, (B, T - 1))[:, 1:]
-    still = torch.minimum(forward, backward).flatten(0, 1)
-    still = F.avg_pool2d(still, 3, 1, 1, count_include_pad=False)
-    moving = (still > threshold).float()
+    forward = (b - shift_layer(a, d, "border")).abs().amax(1, keepdim=True).unflatten(0, (B, T - 1))[:, :-1]
+    backward = (a - shift_layer(b, -d, "border")).abs().amax(1, keepdim=True).unflatten(0, (B, T - 1))[:, 1:]
+    moving = (torch.minimum(forward, backward).flatten(0, 1) > threshold).float()
     moving = -F.max_pool2d(-F.max_pool2d(moving, 5, 1, 2), 5, 1, 2)
+    moving = F.max_pool2d(-F.max_pool2d(-moving, 3, 1, 1), 3, 1, 1)
     return d.unflatten(0, (B, T - 1)), moving.unflatten(0, (B, T - 2))

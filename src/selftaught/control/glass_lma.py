@@ -1,7 +1,7 @@
 """Local Motion Analysis of GLASS: what an agent does beyond moving, as one of K codes, and the network that draws the next foreground.
 
-Davtyan and Favaro, "Controllable Video Generation through Global and Local Motion Dynamics", ECCV 2022, section 3.2. Everything that comes in
-here has been detached from GMA: with gradients LMA would move mask pixels to make its own task easier.
+Davtyan and Favaro, "Controllable Video Generation through Global and Local Motion Dynamics", ECCV 2022, section 3.2. Everything that
+comes in here has been detached from GMA: with gradients LMA would move mask pixels to make its own task easier.
 """
 
 from __future__ import annotations
@@ -159,8 +159,9 @@ class Renderer(nn.Module):
     def forward(self, x: Tensor) -> Drawn:
         """(B, hidden, h, w) to the foreground, coarse scales last."""
         coarse: list[Tensor] = []
-        for i, (up, block) in enumerate(self.stages):  # type: ignore[misc]
-            x = block(up(x))
+        for i, stage in enumerate(self.stages):
+            for block in stage:  # type: ignore[attr-defined]
+                x = block(x)
             if i < len(self.heads):
                 coarse.append(torch.tanh(self.heads[i](x)).float())
         y = torch.tanh(F.pixel_shuffle(self.final(x), self.fold)).float()

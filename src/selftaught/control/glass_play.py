@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from selftaught.method import Actions, Parsed, Played
 from selftaught.nets.video_blocks import shift_layer
-
-
-class Actions(NamedTuple):
-    """What is done in each of T - 1 steps."""
-
-    shifts: Tensor
-    """(B, T - 1, 2) motion of the agent as (x, y), in units of half the frame: the global actions."""
-    ground_shifts: Tensor
-    """(B, T - 1, 2) motion of the background."""
-    codes: Tensor
-    """(B, T - 1) int64 in [0, K): the local actions."""
-
-
-class Parsed(NamedTuple):
-    """What a model says of clips of T frames; pictures are in [0, 1]."""
-
-    masks: Tensor
-    """(B, T, H, W) in [0, 1]."""
-    foregrounds: Tensor
-    """(B, T, 3, H, W): frames times masks."""
-    backgrounds: Tensor
-    """(B, T, 3, H, W): frames with the agent's place filled in."""
-    actions: Actions
-
-
-class Played(NamedTuple):
-    """T frames, the first of which was given; in [0, 1]."""
-
-    frames: Tensor
-    """(B, T, 3, H, W)."""
-    masks: Tensor
-    """(B, T, H, W)."""
 
 
 @torch.no_grad()

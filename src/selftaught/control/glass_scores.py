@@ -12,12 +12,12 @@ from torch import Tensor
 
 from selftaught.control.baselines import CopyLast, Model, Oracle, PhaseCorrelation, Predicts, Still, decoded
 from selftaught.control.glass_gma import first_teacher
-from selftaught.control.glass_play import Actions
 from selftaught.data.clip_truth import ClipTest, ClipTruth
 from selftaught.measure import actions as act
 from selftaught.measure.baselines import centre_box
 from selftaught.measure.score import Score, bootstrap_ci
 from selftaught.measure.video import centre_error, difference_psnr, mask_iou, psnr, ssim
+from selftaught.method import Actions
 from selftaught.nets.video_blocks import to_px
 
 BATCH = 32
@@ -65,13 +65,12 @@ def per_clip(values: np.ndarray) -> np.ndarray:
         return np.where(counted, values, 0).sum(1) / np.where(counted.any(1), counted.sum(1), np.nan)
 
 
-def score(values: np.ndarray, unit: str, better: Any = "higher", note: str = "", **baselines: np.ndarray) -> Score:
+def score(values: np.ndarray, unit: str, better: Any = "higher", note: str = "", **baselines: Any) -> Score:
     """A mean over all transitions with its interval over clips, and the same means of baselines."""
     clips = per_clip(values)
-    return Score(
-        float(np.nanmean(values)) if np.isfinite(values).any() else float("nan"), int(np.isfinite(clips).sum()), bootstrap_ci(clips), better,
-        unit, {k: float(np.nanmean(v)) for k, v in baselines.items() if np.isfinite(v).any()}, note,
-    )  # fmt: skip
+    mean = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+    others = {k: float(np.nanmean(v)) for k, v in baselines.items() if np.isfinite(v).any()}
+    return Score(mean, int(np.isfinite(clips).sum()), bootstrap_ci(clips), better, unit, others, note)
 
 
 def layer_scores(data: ClipTest, truth: ClipTruth, found: Found) -> dict[str, Score]:
@@ -127,7 +126,8 @@ def action_scores(model: Any, truth: ClipTruth, found: Found, seed: int) -> dict
 
         at = np.flatnonzero(rows)[:, None].astype(float)
         interval = bootstrap_ci(at, n_boot=100, statistic=ami_of)
-        scores[f"ami{name}"] = Score(g.ami, int(rows.sum()), interval, "higher", "AMI", {"shuffled": g.permuted_ami}, f"{g.n} transitions, K = {K}")
+        note, base = f"{g.n} transitions, K = {K}", {"shuffled": g.permuted_ami}
+        scores[f"ami{name}"] = Score(g.ami, int(rows.sum()), interval, "higher", "AMI", base, note)
         for key, value, base in (("nmi", g.nmi, {"shuffled": g.permuted_nmi}), ("homogeneity", g.homogeneity, {}),
                                  ("completeness", g.completeness, {}), ("purity", g.purity, {})):  # fmt: skip
             scores[f"{key}{name}"] = Score(value, int(rows.sum()), (float("nan"), float("nan")), "higher", "", base)
@@ -135,9 +135,11 @@ def action_scores(model: Any, truth: ClipTruth, found: Found, seed: int) -> dict
     low, high = act.delta_mse_bounds(d, K, seed)
     nan = (float("nan"), float("nan"))
     note = "of the agent's true displacement; GLASS's codes are meant not to tell it, its shifts do"
-    scores["delta_mse"] = Score(act.delta_mse(d, codes), d.shape[0], nan, "lower", "share", {"kmeans_floor": low, "random_ceiling": high}, note)
+    bounds = {"kmeans_floor": low, "random_ceiling": high}
+    scores["delta_mse"] = Score(act.delta_mse(d, codes), d.shape[0], nan, "lower", "share", bounds, note)
     low, high = act.delta_acc_bounds(d, codes, K, seed)
-    scores["delta_acc"] = Score(act.delta_acc(d, codes, seed), d.shape[0], nan, "higher", "share", {"most_frequent_floor": low, "kmeans_ceiling": high}, note)
+    bounds = {"most_frequent_floor": low, "kmeans_ceiling": high}
+    scores["delta_acc"] = Score(act.delta_acc(d, codes, seed), d.shape[0], nan, "higher", "share", bounds, note)
     return scores
 
 
@@ -146,25 +148,25 @@ def code_scores(model: Any, data: ClipTest, found: Found) -> dict[str, Score]:
     """What needs no truth: use of the codes, what they do, and whether a generated clip is parsed as it was made."""
     K, codes, n = model.config.codes, found["codes"], len(data.windows)
     nan = (float("nan"), float("nan"))
-    again, shifts = [], []
-    effects = []
+    again, effects = [], []
     for rows in chunks(data):
         a = Actions(*(x[rows] for x in found["actions"]))
         clips = data.batch(rows)
         second = model.parse(model.play(clips[:, 0], a).frames).actions
         again.append((second.codes == a.codes).numpy())
-        shifts.append((second.shifts - a.shifts).norm(dim=-1).numpy())
         effects.append(code_effects(model, clips[:8, 0], K))
     same = np.concatenate(again)
     usual = np.bincount(codes.ravel(), minlength=K).max() / codes.size
     return {
         "code_perplexity": Score(act.perplexity(codes, K), n, nan, "higher", f"of {K}", {"one code": 1.0}),
         "dead_codes": Score(act.dead_share(codes, K), n, nan, "lower", "share"),
-        "consistency": score(same.astype(float), "share equal", note="parse, generate, parse again; the baseline is always the most frequent code",
-                             most_frequent=np.full_like(same, usual, dtype=float)),
-        "effect_separation": Score(act.effect_separation(np.concatenate(effects)), n, nan, "higher", "share", {},
-                                   "of each code's first drawing, in pixels of the agent's place at 1/4 size"),
-    }  # fmt: skip
+        "consistency": score(
+            same.astype(float), "share equal", note="parse, generate, parse again", most_frequent=np.full_like(same, usual, dtype=float)
+        ),
+        "effect_separation": Score(
+            act.effect_separation(np.concatenate(effects)), n, nan, "higher", "share", {}, "of what each code changes, at 1/4 of the size"
+        ),
+    }
 
 
 def code_effects(model: Any, first: Tensor, count: int) -> np.ndarray:
@@ -185,7 +187,8 @@ def prediction_scores(model: Any, data: ClipTest, found: Found) -> dict[str, Sco
     The oracle is scored on one half of the clips with the codes' meaning taken from the other half, and the other way round.
     """
     usual = int(np.bincount(found["codes"].ravel()).argmax())
-    models: dict[str, Predicts] = {"": Model(model), "copy_last": CopyLast(), "phase_correlation": PhaseCorrelation(), "told_nothing": Still(model, code=usual)}
+    models: dict[str, Predicts] = {"": Model(model), "copy_last": CopyLast(), "phase_correlation": PhaseCorrelation()}
+    models["told_nothing"] = Still(model, code=usual)
     T = min(data.windows.length, HORIZON + 1)
     real = np.concatenate([data.batch(rows)[:, :T].numpy() for rows in chunks(data)])
     scores: dict[str, Score] = {}
@@ -207,15 +210,15 @@ def prediction_scores(model: Any, data: ClipTest, found: Found) -> dict[str, Sco
 def last_scores(frames: dict[str, Any], masks: dict[str, Any], real: Any, truth: ClipTruth | None, regime: str, T: int) -> dict[str, Score]:
     """PSNR of changes, SSIM (where scikit-image is installed) and agent-centre error at the last horizon."""
     changes = {k: difference_psnr(f, real)[:, -1:] for k, f in frames.items()}
-    scores = {f"difference_psnr_{regime}": score(changes.pop(""), "dB", **changes)}
+    scores = {f"difference_psnr_{regime}": score(changes.pop(""), "dB", "higher", "", **changes)}
     if importlib.util.find_spec("skimage") and min(real.shape[-2:]) >= 11:
         alike = {k: ssim(f[:, -1:], real[:, -1:]) for k, f in frames.items()}
-        scores[f"ssim_{regime}_{T - 1}"] = score(alike.pop(""), "SSIM", **alike)
+        scores[f"ssim_{regime}_{T - 1}"] = score(alike.pop(""), "SSIM", "higher", "", **alike)
     if truth is not None:
         true = truth.masks[:, T - 1 : T]
         away = {k: centre_error(m[:, -1:], true) for k, m in masks.items() if k in ("", "oracle", "told_nothing")}
         stays = centre_error(truth.masks[:, :1], true)
-        scores[f"centre_error_{regime}_px"] = score(away.pop(""), "px", "lower", copy_last=stays, **away)
+        scores[f"centre_error_{regime}_px"] = score(away.pop(""), "px", "lower", "", copy_last=stays, **away)
     return scores
 
 

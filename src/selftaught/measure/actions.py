@@ -34,7 +34,11 @@ def grouping(labels: Any, codes: Any, seed: int = 0, rounds: int = 5) -> Groupin
     NMI and purity grow with the number of codes even when they mean nothing; AMI is corrected for that (Vinh et al., JMLR 2010).
     Raises ValueError for lengths that differ or nothing at all.
     """
-    from sklearn.metrics import adjusted_mutual_info_score, homogeneity_completeness_v_measure, normalized_mutual_info_score
+    from sklearn.metrics import (
+        adjusted_mutual_info_score,
+        homogeneity_completeness_v_measure,
+        normalized_mutual_info_score,
+    )
 
     table = contingency(labels, codes)  # checks both
     a, b = np.asarray(labels).ravel(), np.asarray(codes).ravel()
@@ -65,9 +69,9 @@ def shift_error(found_px: Any, true_px: Any) -> np.ndarray:
 
 
 def delta_mse(displacements: Any, codes: Any) -> float:
-    """sum_a sum_{i in a} |d_i - mean_a|^2 / sum_i |d_i - mean|^2 of (N, D) displacements: 0 when a code tells all of the motion, 1 when nothing.
+    """sum_a sum_{i in a} |d_i - mean_a|^2 / sum_i |d_i - mean|^2 of (N, D) displacements.
 
-    NaN when nothing moves.
+    0 when a code tells all of the motion, 1 when it tells nothing, NaN when nothing moves.
     """
     d, a = _vectors(displacements), np.asarray(codes).ravel()
     total = float(((d - d.mean(0)) ** 2).sum())

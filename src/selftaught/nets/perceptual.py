@@ -1,8 +1,8 @@
 """Distances between pictures in features: of an encoder that taught itself, of VGG19 with weights that are given, or of a fixed pyramid.
 
-GLASS and CADDY compare VGG19 features of five depths (Johnson, Alahi, Fei-Fei, ECCV 2016); GLASS's publisher notes that a self-supervised network does
-as well, and that is the default here, because VGG's weights were learned from labels. The pyramid has no weights: mean absolute differences
-of a Laplacian pyramid (Burt and Adelson, 1983) and of Sobel gradients at three scales.
+GLASS and CADDY compare VGG19 features of five depths (Johnson, Alahi, Fei-Fei, ECCV 2016); GLASS's publisher notes that a
+self-supervised network does as well, and that is preferred here, because VGG's weights were learned from labels. The pyramid has no
+weights: mean absolute differences of a Laplacian pyramid (Burt and Adelson, 1983) and of Sobel gradients at three scales.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class FeatureDistance(nn.Module):
 
 
 class VGGDistance(nn.Module):
-    """Sum over five slices of VGG19 of the mean absolute difference of features, frames as they are in [-1, 1] (as the released GLASS does).
+    """Sum over five slices of VGG19 of the mean absolute difference of features, frames as they are in [-1, 1], as in the released GLASS.
 
     `weights` is a local file of torchvision's vgg19, as .safetensors (`selftaught weights` converts a .pth); nothing is downloaded.
     The network is frozen and stays outside of the module tree, so that it is not saved with every run.

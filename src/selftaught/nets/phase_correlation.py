@@ -39,7 +39,7 @@ def correlation_surface(a: Tensor, b: Tensor, reach_px: int, whiten: bool = Fals
 
 
 def robust_match(a: Tensor, b: Tensor, reach_px: int, cap: float = 0.06) -> Tensor:
-    """Whole-pixel shift (B, 2) as (x, y) that brings most pixels of `a` onto `b`, both (B, C, H, W): the motion of what fills most of the frame.
+    """Whole-pixel shift (B, 2) as (x, y) that brings most pixels of `a` onto `b`, both (B, C, H, W): the motion of most of the frame.
 
     argmin_d mean_p min(|a(p) - b(p + d)|, cap) over the part in which the frames overlap. The cap keeps a sharp small thing that moves
     otherwise from counting more than a wide even ground: phase correlation and squared differences follow such a thing.
@@ -71,7 +71,7 @@ def _peak(r: Tensor, y: Tensor, x: Tensor, axis: int) -> Tensor:
     at = (y, x)[axis]
     inside = (at > 0) & (at < n - 1)
     middle = at.clamp(1, n - 2)
-    low, mid, high = (r[rows, *((middle + k, x) if axis == 0 else (y, middle + k))] for k in (-1, 0, 1))
+    low, mid, high = (r[rows, middle + k, x] if axis == 0 else r[rows, y, middle + k] for k in (-1, 0, 1))
     curve = low - 2 * mid + high
     fraction = torch.where(inside & (curve < 0), 0.5 * (low - high) / curve.clamp(max=-1e-12), 0.0)
     return at - (n - 1) // 2 + fraction.clamp(-0.5, 0.5)

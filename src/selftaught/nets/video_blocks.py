@@ -97,7 +97,7 @@ class ModConv(nn.Module):
 
 
 class ConvLSTM(nn.Module):
-    """Convolutional LSTM: the four gates are one convolution 3x3 of [input, hidden]; the state starts as a learned vector, everywhere the same."""
+    """Convolutional LSTM: the four gates are one convolution 3x3 of [input, hidden]; the state starts as a learned vector."""
 
     def __init__(self, a: int, hidden: int):
         super().__init__()
