@@ -32,8 +32,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "methods" / "glass"
 MAIN = ("mask_iou", "global_direction", "ami_stay", "psnr_ar_8")
 SHOWN = (
-    *MAIN[:2], "global_shift_error_px", "ground_shift_error_px", "stay_recognised", "ami", *MAIN[2:3], "nmi", "nmi_stay", "homogeneity_stay",
-    "completeness_stay", "delta_mse", "delta_acc", "code_perplexity", "dead_codes", "consistency", "effect_separation",
+    *MAIN[:2], "global_shift_error_px", "ground_shift_error_px", "stay_recognised", "ami", *MAIN[2:3], "nmi", "nmi_stay",
+    "homogeneity_stay", "completeness_stay", "delta_mse", "delta_acc", "code_perplexity", "dead_codes", "consistency", "effect_separation",
     *(f"psnr_{regime}_{h}" for regime in ("ar", "tf") for h in range(1, 9)), "difference_psnr_ar", "ssim_ar_8", "ssim_tf_8",
     "centre_error_ar_px", "centre_error_tf_px",
 )  # fmt: skip
@@ -52,7 +52,8 @@ def one_run(data: str, run: Path, seed: int, settings: list[str], steps: int | N
     if not (run / "scores.json").exists():
         evaluate(run, limit=limit)
     config = read_json(run / "config.json")["config"]
-    return {"seed": seed, "seconds": read_json(run / "seconds.json")["training"], "steps": config["steps"], **read_json(run / "scores.json")}
+    seconds = read_json(run / "seconds.json")["training"]
+    return {"seed": seed, "seconds": seconds, "steps": config["steps"], **read_json(run / "scores.json")}
 
 
 def shuffled_run(data: str, run: Path, seed: int, steps: int | None, limit: int | None) -> dict[str, Any]:

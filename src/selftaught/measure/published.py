@@ -1,8 +1,8 @@
 """LPIPS, FID and FVD with the networks that they are named after, from local files of weights; nothing is downloaded.
 
 LPIPS: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018. FID: Heusel et al., NeurIPS
-2017. FVD: Unterthiner et al., 2018. A file that is missing or of another network is refused with its name and with the stand-in that needs none; a
-stand-in never has one of these names. `selftaught weights` converts a .pth to the .safetensors that is read here.
+2017. FVD: Unterthiner et al., 2018. A file that is missing or of another network is refused with its name and with the stand-in that
+needs none; a stand-in never has one of these names. `selftaught weights` converts a .pth to the .safetensors that is read here.
 """
 
 from __future__ import annotations
