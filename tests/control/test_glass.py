@@ -193,7 +193,7 @@ def test_the_paper_size_has_the_numbers_of_the_paper() -> None:
 ABLATIONS: list[dict[str, Any]] = [
     {"quantiser": "gumbel"}, {"direction": "plain"}, {"conditioned": "plain"}, {"joint": True}, {"codes": 4}, {"actions": "none"},
     {"shift": "regression"}, {"norm": "batch"}, {"perceptual": "pyramid"}, {"perceptual": "none"}, {"vq_convention": "glass"}, {"fold": 1},
-    {"mask_twice": True}, {"teach_frac": 0.0}, {"width_px": 48},
+    {"mask_twice": True}, {"residual": False}, {"teach_frac": 0.0}, {"width_px": 48},
 ]  # fmt: skip
 
 

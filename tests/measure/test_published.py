@@ -83,7 +83,7 @@ def test_lpips_is_the_formula(net: str, tmp_path: Path) -> None:
     heads = {f"lin{i}.model.1.weight": torch.rand(1, w, 1, 1) for i, w in enumerate(widths)}
     save_file(heads, tmp_path / "heads.safetensors")
     measure = published.LPIPS(net, drawn(backbone, tmp_path / "net.safetensors", "features."), tmp_path / "heads.safetensors")
-    a, b = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    a, b = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
     found = measure(a, b)
     want = torch.zeros(2)
     x, y = ((v * 2 - 1 - measure.shift) / measure.scale for v in (a, b))

@@ -66,7 +66,9 @@ def test_it_begins_at_k_means_of_what_it_saw() -> None:
         quantiser(places.repeat(8, 1) + 0.01 * torch.randn(24, 2), learn=True)
         quantiser.renew(0.01, 100)
     assert int(quantiser.started) == 1
-    assert float(torch.cdist(places, quantiser.codebook).amin(1).max()) < 0.1
+    seen = quantiser.standard(places)
+    assert float(torch.cdist(seen, quantiser.codebook.detach()).amin(1).max()) < 0.1
+    assert torch.allclose(quantiser.standard(places).std(0, correction=0), torch.ones(2), atol=0.05), "vectors have variance 1"
 
 
 def test_perplexity_is_one_for_one_code_and_k_for_all() -> None:

@@ -30,7 +30,7 @@ from selftaught.control.glass_play import parse, play
 from selftaught.control.glass_scores import glass_scores
 from selftaught.measure.score import Score
 from selftaught.method import Actions, Method, Parsed, Parts, Picture, Played, Player, Progress, TrainConfig
-from selftaught.nets.video_blocks import Norm
+from selftaught.nets.video_blocks import Norm, shift_layer
 from selftaught.report.films import panels
 
 
@@ -122,6 +122,8 @@ class GLASSConfig(TrainConfig):
     """How actions enter: modulated convolutions, or maps beside the input (ablation)."""
     joint: bool = False
     """Give shift and code to every part of the dynamics (ablation)."""
+    residual: bool = True
+    """Draw on the last foreground after its shift, through a gate; false draws all of it from the state, as the paper does."""
     actions: Literal["learned", "none"] = "learned"
     """`none` gives the dynamics neither shift nor code: the baseline that must be beaten."""
     shift: Literal["correlation", "regression"] = "correlation"
@@ -157,7 +159,7 @@ PAPER = GLASSConfig(
     window_grows=(0.106, 0.17), warm_frac=0.0064, real_frames=(0.0064, 0.053), teach_frac=0.0, size=0.06, mask_twice=True,
     vq_convention="glass", code_dim=16, shift="regression", fold=1, norm="batch", mask_widths=(64, 256, 64), mask_blocks=9,
     inpaint_widths=(16, 32, 64), shift_widths=(16, 32, 64, 128), shift_hidden=(64, 32), state_widths=(16, 32, 64), hidden=32, bilinear=4,
-    render_widths=(128, 64, 32),
+    render_widths=(128, 64, 32), residual=False,
 )  # fmt: skip
 
 
@@ -174,8 +176,8 @@ class GLASS(Method):
             state_widths=(8, 8, 8), hidden=8, compressed=4, code_dim=4, bilinear=1, render_widths=(8, 8, 8), lr=2e-3, clip_norm=1.0,
         ),
         "small": GLASSConfig(
-            batch_size=8, steps=2000, lr=2e-3, weight_decay=1e-4, clip_norm=1.0, warm_frac=0.15, teach_frac=0.5, gma_every=4, window=5,
-            real_frames=(0.15, 0.5), dead_below=0.02, dead_every=20, perceptual="pyramid",
+            batch_size=8, steps=2000, lr=2e-3, weight_decay=1e-4, clip_norm=1.0, warm_frac=0.2, teach_frac=0.5, gma_every=3, window=5,
+            real_frames=(0.2, 0.5), dead_below=0.02, dead_every=20, perceptual="pyramid",
         ),
         "paper": PAPER,
     }  # fmt: skip
@@ -326,17 +328,20 @@ class GLASS(Method):
         for t in range(T - 1):
             shown = t < real
             seen.append(layers.foregrounds[:, t] if shown else drawn[-1].scales[0])
-            y, memory = self.step(states[:, t] if shown else own[-1], layers.shifts[:, t], codes[:, t], memory)
-            drawn.append(self.lma.renderer(y))
+            canvas = torch.cat([seen[-1], layers.masks[:, t] if shown else drawn[-1].mask], 1)
+            one, memory = self.step(states[:, t] if shown else own[-1], canvas, layers.shifts[:, t], codes[:, t], memory)
+            drawn.append(one)
             own.append(encode(drawn[-1].scales[0]))
         return drawn, torch.stack(seen, 1), torch.stack(own, 1)
 
-    def step(self, state: Tensor, shift: Tensor, code: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        """One step of the dynamics from the state (B, C, h, w) of a foreground."""
+    def step(self, state: Tensor, canvas: Tensor, shift: Tensor, code: Tensor, memory: Any) -> tuple[Drawn, Any]:
+        """One step: the state (B, C, h, w) of a foreground, and itself with its mask (B, 4, H, W), to the next drawn one."""
         if self.config.actions == "none":
             shift, code = torch.zeros_like(shift), torch.zeros_like(code)
         # A shift of one is half a frame: brought to about 1 for what agents do in one step.
-        return self.lma.dynamics(self.lma.state.compressed(state), 8 * shift, code, memory)
+        y, memory = self.lma.dynamics(self.lma.state.compressed(state), 8 * shift, code, memory)
+        moved = shift_layer(canvas, shift, "zeros") if self.config.residual else None
+        return self.lma.renderer(y, moved), memory
 
     def foreground_perceptual(self, drawn: list[Drawn], real: Tensor) -> Tensor:
         """Distance in features: at every scale (VGG, pyramid), or at full size (features)."""

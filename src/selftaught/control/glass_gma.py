@@ -52,15 +52,20 @@ class MaskNet(nn.Module):
             self.up.append(UpBlock(body if i == 0 else up, up, norm))
             # Where pixels are folded the last block is left out: it would cost as much as all before.
             self.up.append(ResBlock(up, up, norm=norm) if fold == 1 else nn.Identity())
+        # A way round the halving where pixels are folded, as in a U-Net: with one doubling alone edges come late.
+        self.sharpen = SameBlock(up + stem, up, norm=norm) if fold > 1 else None
         self.out = nn.Conv2d(up, fold**2, 3, padding=1)
         assert self.out.bias is not None
         nn.init.constant_(self.out.bias, -1.5)  # an agent is small: beginning near the size prior saves the first hundred steps
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) to logits (B, 1, H, W)."""
-        y = self.body(self.stem(F.pixel_unshuffle(x, self.fold)))
+        stem = self.stem(F.pixel_unshuffle(x, self.fold))
+        y = self.body(stem)
         for up in self.up:
             y = up(y)
+        if self.sharpen is not None:
+            y = self.sharpen(torch.cat([y, stem], 1))
         return F.pixel_shuffle(self.out(y), self.fold)
 
 

@@ -137,9 +137,9 @@ class Drawn(NamedTuple):
 class Renderer(nn.Module):
     """Features to a foreground at every scale and a mask; the last doubling is a fold of channels where pixels are folded."""
 
-    def __init__(self, hidden: int, widths: tuple[int, int, int], fold: int, norm: Norm):
+    def __init__(self, hidden: int, widths: tuple[int, int, int], fold: int, norm: Norm, residual: bool):
         super().__init__()
-        self.fold = fold
+        self.fold, self.residual = fold, residual
         a, b, c = widths
         if fold == 1:
             self.stages = nn.ModuleList([
@@ -147,23 +147,42 @@ class Renderer(nn.Module):
                 nn.ModuleList([UpBlock(a, b, norm), ResBlock(b, b, norm=norm)]), nn.ModuleList([UpBlock(b, c, norm), nn.Identity()]),
             ])  # fmt: skip
             self.heads = nn.ModuleList([nn.Conv2d(w, 3, 3, padding=1) for w in (a, b)])
-            self.final = nn.Conv2d(c, 4, 7, padding=3)
+            last = (c, 4, 7)
         else:
             self.stages = nn.ModuleList([
                 nn.ModuleList([ResBlock(hidden, a, norm=norm), nn.Identity()]),
                 nn.ModuleList([UpBlock(a, b, norm), ResBlock(b, c, norm=norm)]),
             ])  # fmt: skip
             self.heads = nn.ModuleList([nn.Conv2d(a, 3, 3, padding=1)])
-            self.final = nn.Conv2d(c, 4 * fold**2, 3, padding=1)
+            last = (c, 4 * fold**2, 3)
+        if not residual:
+            self.final = nn.Conv2d(*last, padding=last[2] // 2)
+        else:
+            self.change = nn.Sequential(
+                nn.Conv2d(c + 4 * fold**2, c, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(c, 5 * fold**2, 3, padding=1)
+            )
+            with torch.no_grad():
+                self.change[-1].bias[-(fold**2) :] = -1.5  # type: ignore[index]  # gates begin nearly closed: the shift alone
 
-    def forward(self, x: Tensor) -> Drawn:
-        """(B, hidden, h, w) to the foreground, coarse scales last."""
+    def forward(self, x: Tensor, moved: Tensor | None = None) -> Drawn:
+        """(B, hidden, h, w) to the foreground, coarse scales last.
+
+        With `residual` the last foreground and its mask after the shift, `moved` (B, 4, H, W), are the canvas: a gate says where
+        something new is drawn, drawn = (1 - gate) moved + gate new. What the shift alone explains need not be remembered by the state.
+        """
         coarse: list[Tensor] = []
         for i, stage in enumerate(self.stages):
             for block in stage:  # type: ignore[attr-defined]
                 x = block(x)
             if i < len(self.heads):
                 coarse.append(torch.tanh(self.heads[i](x)).float())
+        if self.residual:
+            assert moved is not None
+            y = F.pixel_shuffle(self.change(torch.cat([x, F.pixel_unshuffle(moved, self.fold)], 1)), self.fold).float()
+            gate = torch.sigmoid(y[:, 4:])
+            new = torch.cat([torch.tanh(y[:, :3]), torch.sigmoid(y[:, 3:4])], 1)
+            y = (1 - gate) * moved + gate * new
+            return Drawn([y[:, :3], *reversed(coarse)], y[:, 3:])
         y = torch.tanh(F.pixel_shuffle(self.final(x), self.fold)).float()
         return Drawn([y[:, :3], *reversed(coarse)], 0.5 * (y[:, 3:] + 1))
 

@@ -37,7 +37,7 @@ def build_lma(c: Any) -> LMA:
         ActionNet(width, width, c.code_dim, c.bilinear, c.direction, c.norm),
         Quantiser(c.codes, c.code_dim, c.quantiser, c.vq_convention),
         Dynamics(c.compressed, c.hidden, c.code_dim, c.conditioned, c.joint, c.norm),
-        Renderer(c.hidden, c.render_widths, c.fold, c.norm),
+        Renderer(c.hidden, c.render_widths, c.fold, c.norm, c.residual),
     )
 
 

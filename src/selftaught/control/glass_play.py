@@ -37,21 +37,22 @@ def play(model: Any, first: Tensor, actions: Actions, real: Tensor | None = None
     x = 2 * first - 1
     m = model.gma.masks(x)
     background = model.gma.inpaint(x, F.max_pool2d(m, 3, 1, 1))
-    shown = m * x
+    shown, mask = m * x, m
     if real is not None:
         T = real.shape[1]
         every = 2 * real.flatten(0, 1) - 1
-        reals = (model.gma.masks(every) * every).unflatten(0, (len(real), T))
+        real_masks = model.gma.masks(every)
+        reals = torch.cat([real_masks * every, real_masks], 1).unflatten(0, (len(real), T))
     vectors = model.lma.quantiser.look_up(actions.codes)
     ground = actions.ground_shifts.cumsum(1)
     memory = None
     frames, masks = [first], [m[:, 0]]
     for t in range(actions.codes.shape[1]):
-        state = model.lma.state(shown if real is None else reals[:, t])
+        canvas = torch.cat([shown, mask], 1) if real is None else reals[:, t]
+        state = model.lma.state(canvas[:, :3])
         memory = memory or model.lma.dynamics.start(len(x), (state.shape[2], state.shape[3]))
-        y, memory = model.step(state, actions.shifts[:, t], vectors[:, t], memory)
-        drawn = model.lma.renderer(y)
-        shown = drawn.scales[0]
+        drawn, memory = model.step(state, canvas, actions.shifts[:, t], vectors[:, t], memory)
+        shown, mask = drawn.scales[0], drawn.mask
         moved = shift_layer(background, ground[:, t], "border", "nearest")
         frame = shown + (1 - drawn.mask) * moved
         frames.append(((frame + 1) / 2).clamp(0, 1))

@@ -90,9 +90,9 @@ def k_means_codes(vectors: Any, count: int, seed: int = 0) -> np.ndarray:
     """(N,) codes of (N, D) vectors by k-means; fewer where there are fewer different vectors."""
     from sklearn.cluster import KMeans
 
-    v = np.asarray(vectors, np.float64)
+    v = _vectors(vectors)
     count = min(count, len(np.unique(v.round(6), axis=0)))
-    return np.asarray(KMeans(count, n_init=3, random_state=seed).fit_predict(v))
+    return np.asarray(KMeans(count, n_init=10, random_state=seed).fit_predict(v))
 
 
 def delta_acc(displacements: Any, codes: Any, seed: int = 0) -> float:

@@ -98,6 +98,7 @@ class LPIPS(nn.Module):
 @torch.no_grad()
 def fid(real: Any, made: Any, weights: str | os.PathLike[str] | None = None, batch: int = 32) -> float:
     """Frechet distance of Inception's 2048 pooled features of frames (N, 3, H, W) in [0, 1], resized to 299 x 299."""
+    real, made = _pictures(real), _pictures(made)
     net = FIDInception()
     take(net, find_weights("inception", weights), "Inception network of the FID")
     return frechet_distance(*(_features(net, x, batch) for x in (real, made)))
@@ -106,15 +107,22 @@ def fid(real: Any, made: Any, weights: str | os.PathLike[str] | None = None, bat
 @torch.no_grad()
 def fvd(real: Any, made: Any, weights: str | os.PathLike[str] | None = None, batch: int = 4) -> float:
     """Frechet distance of I3D's 400 logits of clips (N, T, 3, H, W) in [0, 1], T of at least 9, resized to 224 x 224."""
+    real, made = _pictures(real), _pictures(made)
+    if min(real.shape[1], made.shape[1]) < 9:
+        raise ValueError("expected clips of at least 9 frames")
     net = I3D()
     take(net, find_weights("i3d", weights), "I3D network of Kinetics-400")
     return frechet_distance(*(_features(net, x, batch) for x in (real, made)))
 
 
-def _features(net: nn.Module, pictures: Any, batch: int) -> np.ndarray:
-    x = torch.as_tensor(np.asarray(pictures), dtype=torch.float32)
+def _pictures(values: Any) -> Tensor:
+    x = torch.as_tensor(np.asarray(values), dtype=torch.float32)
     if not bool(((x >= 0) & (x <= 1)).all()):
         raise ValueError("expected values in [0, 1]")
+    return x
+
+
+def _features(net: nn.Module, x: Tensor, batch: int) -> np.ndarray:
     return np.asarray(torch.cat([net(part) for part in x.split(batch)]).numpy())
 
 

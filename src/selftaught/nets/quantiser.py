@@ -42,12 +42,10 @@ def vq_loss(z: Tensor, q: Tensor, convention: Convention) -> Tensor:
 class Quantiser(nn.Module):
     """K codes of width D. `kind` is vq (z is (N, D)) or gumbel (z is turned into K logits first).
 
-    Vectors are brought to mean 0 and variance 1 by moving statistics first: otherwise the network finds that small vectors cost the least,
-    and all fall onto one code.
+    Vectors are brought to mean 0 and variance 1 over the batch first, by a batch norm without weights: otherwise small vectors cost the
+    least, and all fall onto one code. Moving statistics are not enough: vectors of a batch drift together, faster than they differ.
     """
 
-    mean: Tensor
-    var: Tensor
     usage: Tensor
     recent: Tensor
     filled: Tensor
@@ -61,8 +59,7 @@ class Quantiser(nn.Module):
         self.kind, self.convention = kind, convention
         self.codebook = nn.Parameter(torch.empty(codes, width).uniform_(-1 / codes, 1 / codes))
         self.logits = nn.Linear(width, codes) if kind == "gumbel" else None
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("var", torch.ones(width))
+        self.standard = nn.BatchNorm1d(width, affine=False)
         self.register_buffer("usage", torch.full((codes,), 1 / codes))
         self.register_buffer("recent", torch.zeros(RECENT, width))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
@@ -71,8 +68,7 @@ class Quantiser(nn.Module):
 
     def forward(self, z: Tensor, temperature: float = 1.0, learn: bool = False) -> Quantised:
         """(N, D) to codes; `learn` remembers the vectors and counts the codes."""
-        raw = z.float()
-        z = (raw - self.mean) / (self.var + 1e-8).sqrt()
+        z = self.standard(z.float())
         if self.logits is not None:
             scores = self.logits(z)
             codes = scores.argmax(1)
@@ -83,7 +79,7 @@ class Quantiser(nn.Module):
             q = self.codebook[codes]
             found = Quantised(codes, z + (q - z).detach(), vq_loss(z, q, self.convention))
         if learn:
-            self.remember(raw.detach(), z.detach(), codes)
+            self.remember(z.detach(), codes)
         return found
 
     def look_up(self, codes: Tensor) -> Tensor:
@@ -91,14 +87,11 @@ class Quantiser(nn.Module):
         return self.codebook[codes]
 
     @torch.no_grad()
-    def remember(self, raw: Tensor, z: Tensor, codes: Tensor) -> None:
-        """Count codes over all processes (an average over about 30 steps), keep vectors, the newest first, and their mean and variance."""
-        raw = gather(raw)
-        self.mean.lerp_(raw.mean(0), 0.1)
-        self.var.lerp_((raw - self.mean).square().mean(0), 0.1)
+    def remember(self, z: Tensor, codes: Tensor) -> None:
+        """Count codes over all processes (an average over about 30 steps), and keep vectors, the newest first."""
+        z = gather(z)
         counts = all_reduce_sum(torch.bincount(codes, minlength=len(self.codebook)).float())
         self.usage.lerp_(counts / counts.sum(), 0.03)
-        z = gather(z)
         self.recent.copy_(torch.cat([z, self.recent])[:RECENT])
         self.filled.copy_((self.filled + len(z)).clamp(max=RECENT))
 
