@@ -14,7 +14,7 @@ from PIL import Image
 from selftaught import apply_clips, cli
 from selftaught.core.errors import ConfigError, DataError
 from selftaught.data.clip_reader import have_av, read_clip
-from selftaught.report.films import write_film
+from selftaught.report.film_files import write_film
 
 
 class Bright:

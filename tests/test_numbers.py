@@ -25,6 +25,7 @@ from selftaught.core.trace import Trace
 from selftaught.method import Method, Player, TrainConfig
 from selftaught.replay import replay
 from selftaught.train import Loop, Stopped, resume, train
+from trained_runs import as_clips
 
 LOOP = sys.modules["selftaught.train"]  # the package's attribute of that name is the function
 NAN = float("nan")
@@ -36,7 +37,8 @@ BAD = {0, 2, STEPS - 1}
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "data.npz"
-    np.savez(path, images=np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3)).astype(np.uint8))
+    images = np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3)).astype(np.uint8)
+    np.savez(path, images=images, clips=as_clips(images))
     return path
 
 
@@ -111,7 +113,7 @@ def spoiling(method: type[Method], bad: Callable[[int], bool], where: str) -> It
         batch = prepare(self, images, indices)
         if where == "input" and bad(step[0]):
             parts = list(batch.values()) if isinstance(batch, dict) else batch if isinstance(batch, list) else [batch]
-            parts[0][0, 0, 5, 5] = NAN  # one number of the pictures that the network sees
+            parts[0][0, 0, ..., 5, 5] = NAN  # one number of the pictures that the network sees
         return batch
 
     def spoiled(self: Method, batch: Any, player: str, progress: Any) -> Any:

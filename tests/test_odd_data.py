@@ -17,6 +17,7 @@ from selftaught.core.errors import ConfigError
 from selftaught.evaluate import evaluate
 from selftaught.segmentation.selfmask import SelfMask
 from selftaught.train import train
+from trained_runs import as_clips
 
 METHODS = list(registry.methods())
 NOISE = np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3)).astype(np.uint8)
@@ -34,7 +35,7 @@ CASES: dict[str, np.ndarray] = {
 
 def learn(name: str, images: np.ndarray, folder: Path, *settings: str, **truth: Any) -> Path:
     """Train a method on pictures, with what it needs, at size `tiny`."""
-    np.savez(folder / "data.npz", images=images, **truth)
+    np.savez(folder / "data.npz", images=images, clips=as_clips(images), **truth)
     steps = 4 if registry.load_class(name).sizes["tiny"].steps else 0
     return train(name, folder / "data.npz", folder / "run", size="tiny", steps=steps, set=settings, quiet=True)
 

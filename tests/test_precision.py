@@ -18,6 +18,7 @@ from selftaught import registry
 from selftaught.core.config import write_json
 from selftaught.core.tune import Plan
 from selftaught.train import Loop, train
+from trained_runs import as_clips
 
 TRAINED = [name for name in registry.methods() if registry.load_class(name).sizes["tiny"].steps]
 LOSS_REL, GRADIENT_COSINE, END_REL = 0.02, 0.97, 0.1
@@ -29,7 +30,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw = np.random.default_rng(0)
     coarse = torch.from_numpy(draw.random((32, 3, 5, 5), dtype=np.float32))
     smooth = torch.nn.functional.interpolate(coarse, (32, 32), mode="bilinear").permute(0, 2, 3, 1).numpy()
-    np.savez(path, images=(255 * smooth).astype(np.uint8))
+    images = (255 * smooth).astype(np.uint8)
+    np.savez(path, images=images, clips=as_clips(images))
     return path
 
 

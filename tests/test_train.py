@@ -18,9 +18,11 @@ from selftaught.core.config import read_json
 from selftaught.core.errors import ConfigError, RunError
 from selftaught.data.arrays import ArraySource
 from selftaught.data.base import Truth
+from selftaught.data.clips import ArrayClips
 from selftaught.loading import load_method
+from selftaught.registry import load_class
 from selftaught.train import resume, train
-from trained_runs import METHODS, SMALL, TRAINED, Runs, differing, newest, structured_noise
+from trained_runs import METHODS, SMALL, TRAINED, Runs, as_clips, differing, newest, structured_noise
 
 
 def test_a_finished_run_is_left_alone(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,10 +156,19 @@ class Blinded(ArraySource):
         raise AssertionError("training looked at the truth")
 
 
+class BlindedClips(ArrayClips):
+    """Clips with classes that must not be looked at."""
+
+    def label(self, i: int) -> str | None:
+        raise AssertionError("training looked at the truth")
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_training_never_reads_the_truth(runs: Runs, tmp_path: Path, name: str) -> None:
     steps = 2 if name in TRAINED else None
-    run = train(name, Blinded(), tmp_path / "run", "tiny", steps, need=runs.needs(name), quiet=True)
+    clips = load_class(name).reads == "clips"
+    data = BlindedClips(list(as_clips(structured_noise(24)))) if clips else Blinded()
+    run = train(name, data, tmp_path / "run", "tiny", steps, need=runs.needs(name), quiet=True)
     assert newest(run)[1]["done"]
     with pytest.raises(RunError, match="same objects"):
         resume(run)

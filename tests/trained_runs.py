@@ -93,11 +93,17 @@ def structured_noise(count: int, px: int = 32, seed: int = 0) -> np.ndarray:
     return images
 
 
+def as_clips(images: np.ndarray, frames: int = 4) -> np.ndarray:
+    """(N, T, H, W, 3) from pictures (N, H, W, 3): each moves to the right by one pixel per frame."""
+    return np.stack([np.roll(images, t, axis=2) for t in range(frames)], 1)
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     root = tmp_path_factory.mktemp("runs")
     data = root / "data.npz"
-    np.savez(data, images=structured_noise(40))
+    images = structured_noise(40)
+    np.savez(data, images=images, clips=as_clips(images))
     made = Runs(data, root / "straight", root / "stopped", root / "halves", {})
     commands: dict[str, list[str]] = {}
     for name in sorted(METHODS, key=lambda n: n in NEEDY):

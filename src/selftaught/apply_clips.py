@@ -24,7 +24,7 @@ from selftaught.data.clip_reader import WHOLE, have_av
 from selftaught.data.clips import open_clips
 from selftaught.data.readers import BadFile
 from selftaught.report import exports
-from selftaught.report.films import write_film
+from selftaught.report.film_files import write_film
 from selftaught.segmentation.cut import overlay
 from selftaught.segmentation.tokencut_video import check_median, smooth_in_time
 

@@ -13,6 +13,8 @@ import torch
 
 from selftaught.core.config import override, to_json, write_json
 from selftaught.core.errors import RunError
+from selftaught.data.clip_reader import Want
+from selftaught.data.clip_truth import ClipTest, open_clip_test
 from selftaught.data.evalset import open_eval
 from selftaught.data.field_sets import FieldSet, open_field_set
 from selftaught.data.sources import open_data
@@ -55,7 +57,7 @@ def evaluate(
     run = Path(run)
     parts = [
         part
-        for part in ("features", "masks")
+        for part in ("features", "masks", "actions")
         if (run / "learn.json").exists() and (run / part / "config.json").exists()
     ]
     scores: dict[str, Score] = {}
@@ -63,7 +65,11 @@ def evaluate(
     for folder in [run / part for part in parts] or [part_of(run)]:
         saved = read_run(folder)
         method = load_method(folder)
-        opened = open_for(saved.data if data is None else data, method.config.image_px, limit, saved.seed)
+        opened: EvalData | ClipTest
+        if method.reads == "clips":
+            opened = open_clips_for(saved.data if data is None else data, method, limit, saved.seed)
+        else:
+            opened = open_for(saved.data if data is None else data, method.config.image_px, limit, saved.seed)
         with torch.no_grad():
             scores |= method.evaluate(opened)
         notes += [note for note in opened.notes if note not in notes]
@@ -80,6 +86,12 @@ def evaluate(
     if json is not None:
         write_json(json, result)
     return scores
+
+
+def open_clips_for(data: Any, method: Method, limit: int | None, seed: int) -> ClipTest:
+    """Open test clips, with the truth of a world's folder, as a method of clips reads them."""
+    c: Any = method.config
+    return open_clip_test(data, Want(c.image_px, c.width_px, c.fps), c.every, seed, limit)
 
 
 def open_for(data: Any, image_px: int, limit: int | None, seed: int) -> EvalData:

@@ -1,4 +1,4 @@
-"""The main job: from a folder of unlabelled pictures to features, objects, exports and a report.
+"""The main job: from a folder of unlabelled pictures to features, objects, exports and a report; of clips see `learn_clips.py`.
 
     RUN/features/      a training of the room `representation`
     RUN/masks/         SelfMask: votes pseudo-masks from the features, then trains the mask network
@@ -30,14 +30,17 @@ from selftaught.core.guards import RunLock
 from selftaught.core.seeds import batch_indices, seed_all
 from selftaught.core.tune import Plan, choose
 from selftaught.data.cache import ImageSet, build_cache
+from selftaught.data.clips import is_clips
 from selftaught.data.sources import open_data
 from selftaught.evaluate import evaluate
+from selftaught.learn_clips import METHOD, configs_of, first_configs, keep_plan, report_clips
+from selftaught.learn_clips import SHARES as CLIP_SHARES
 from selftaught.loading import load
 from selftaught.method import Method, Progress, TrainConfig
 from selftaught.registry import load_class
 from selftaught.report.collect import collect
 from selftaught.report.html import write_report
-from selftaught.settings import base_config, parse_needs
+from selftaught.settings import base_config, open_items, parse_needs
 from selftaught.train import describe_data, is_path, train
 
 SCHEMA = 1
@@ -64,7 +67,7 @@ def learn(
     """Learn features and objects from unlabelled pictures and write a report; the same call again continues.
 
     Args:
-        data: folder, tar, npz, list file, URL, list of paths, array, or sample:NAME.
+        data: folder, tar, npz, list file, URL, list of paths, array, or sample:NAME; a folder with videos is learned as clips.
         out: folder of the run.
         minutes: time for learning on this machine; becomes steps once, from a measured rate. The size's own steps when None.
         size: tiny (seconds, for tests), small (CPU minutes) or paper (GPUs).
@@ -84,6 +87,12 @@ def learn(
     }  # fmt: skip
     given = parse_needs(need, ("features",))
     seconds: dict[str, float] = {}
+    if is_clips(data):
+        with RunLock(out):
+            report = learn_clips(asked, data, out, given.get("features"), quiet, seconds)
+        if not quiet:
+            print(f"look at {report}")
+        return out
     with RunLock(out):
         learner = features_stage(features, given.get("features"), size, data)
         images = timed(seconds, "reading pictures", lambda: read_pictures(data, learner.config, quiet))
@@ -99,6 +108,34 @@ def learn(
     if not quiet:
         print(f"look at {report}")
     return out
+
+
+def learn_clips(
+    asked: dict[str, Any], data: Any, out: Path, given: Path | None, quiet: bool, seconds: dict[str, float]
+) -> Path:
+    """The job for clips, see `learn_clips.py`; returns the report."""
+    size, seed, minutes = asked["size"], asked["seed"], asked["minutes"]
+    learner = features_stage(asked["features"], given, size, data)
+    clips = timed(seconds, "reading clips", lambda: open_items(load_class(METHOD), data, base_config(METHOD, size, data)))
+    configs = configs_of(asked, out / "learn.json")
+    if configs is None:
+        configs = first_configs(learner.config, size, data)
+        stages = {"features": Stage(learner.method, configs["features"]), "actions": Stage(METHOD, configs["actions"])}
+        for name, share in CLIP_SHARES.items():
+            if minutes is not None and not (name == "features" and given):
+                items: Any = clips if name == "actions" else open_items(load_class(learner.method), data, learner.config)
+                stages[name] = fit_minutes(stages[name], stages["features"], minutes * share, items, seed, out / name, quiet)
+                configs[name] = stages[name].config
+        keep_plan(asked, configs, out / "learn.json")
+    features = given or out / "features"
+    if given is None:
+        stage = Stage(learner.method, configs["features"])
+        timed(seconds, "features", lambda: run_stage(stage, data, features, size, seed, (), quiet))
+    stage = Stage(METHOD, configs["actions"])
+    need = (f"features={features}",)
+    timed(seconds, "layers and actions", lambda: run_stage(stage, data, out / "actions", size, seed, need, quiet))
+    keep_seconds(out, seconds)
+    return report_clips(out, data, read_json(out / "seconds.json"))
 
 
 def timed(seconds: dict[str, float], stage: str, work: Any) -> Any:

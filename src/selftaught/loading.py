@@ -193,7 +193,7 @@ def part_of(run: Path) -> Path:
     """The training inside a folder of `selftaught learn`: its mask network when there is one, its features otherwise."""
     if (run / "config.json").exists() or not (run / "learn.json").exists():
         return run
-    for part in ("masks", "objects", "features"):
+    for part in ("masks", "objects", "actions", "features"):
         if checkpoint.latest(run / part / "checkpoints"):
             return run / part
     raise RunError(f"{run} has learned nothing yet.", do="Run the same `selftaught learn` command again; it continues.")

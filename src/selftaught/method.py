@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from selftaught.core.tune import fast_memory
 
 if TYPE_CHECKING:
     from selftaught.data.cache import ImageSet
+    from selftaught.data.clip_windows import WindowSet
     from selftaught.data.evalset import EvalSet
     from selftaught.measure.score import Score
 
@@ -130,6 +131,8 @@ class Method(nn.Module):
     small_px32: ClassVar[TrainConfig | None] = None
     """What size `small` means for pictures of 48 px and less, where that differs."""
     needs: ClassVar[Mapping[str, str]] = {}
+    reads: ClassVar[Literal["pictures", "clips"]] = "pictures"
+    """What a batch is made of: pictures (B, 3, S, S), or windows of clips (B, T, 3, H, W); uint8."""
     capabilities: ClassVar[tuple[str, ...]] = ()
     alternate: ClassVar[bool] = False
     """Whether each player sees pictures of its own: of P players, number p of step s gets batch s P + p; otherwise all see batch s."""
@@ -140,16 +143,21 @@ class Method(nn.Module):
         super().__init__()
         self.config = config
         given = dict(needs or {})
-        missing = set(type(self).needs) - set(given)
+        missing = set(type(self).needs_of(config)) - set(given)
         if missing:
             raise ValueError(f"{self.name} needs {', '.join(sorted(missing))}, which was not given")
         self.given = given
+
+    @classmethod
+    def needs_of(cls, config: Any) -> Mapping[str, str]:
+        """Those of `needs` that a config makes use of; all of them unless the method says otherwise."""
+        return cls.needs
 
     def start(self, say: Any) -> None:
         """Take over weights learned elsewhere: called once before the first step of a new run, never when a run goes on or is opened."""
         return None
 
-    def begin(self, images: ImageSet, run_dir: Path, say: Any) -> None:
+    def begin(self, images: ImageSet | WindowSet, run_dir: Path, say: Any) -> None:
         """Prepare what training needs once, e.g. pseudo-masks of all pictures, kept as files in `run_dir`; must be repeatable."""
         return None
 
@@ -171,11 +179,11 @@ class Method(nn.Module):
     def after_step(self, progress: Progress) -> None:
         """Move what gradients do not: averages, queues, centres."""
 
-    def settle(self, images: ImageSet) -> None:
+    def settle(self, images: ImageSet | WindowSet) -> None:
         """Fix, once the last step is done, what needs the finished network, e.g. statistics of its answers; must be repeatable."""
 
-    def evaluate(self, data: EvalData) -> dict[str, Score]:
-        """Measure on held-out pictures, with the baselines beside."""
+    def evaluate(self, data: Any) -> dict[str, Score]:
+        """Measure on held-out pictures (an `EvalData`) or clips (a `ClipTest`), with the baselines beside."""
         return {}
 
     def show(self, images: Tensor) -> dict[str, Picture]:
@@ -293,4 +301,54 @@ class Inpaints(Protocol):
 
         `masked_encoder`: the encoder does not see what is to be filled.
         """
+        ...
+
+
+class Actions(NamedTuple):
+    """What is done in each of T - 1 steps."""
+
+    shifts: Tensor
+    """(B, T - 1, 2) motion of the agent as (x, y), in units of half the frame: the global actions."""
+    ground_shifts: Tensor
+    """(B, T - 1, 2) motion of the background."""
+    codes: Tensor
+    """(B, T - 1) int64 in [0, K): the local actions."""
+
+
+class Parsed(NamedTuple):
+    """What a model says of clips of T frames; pictures are in [0, 1]."""
+
+    masks: Tensor
+    """(B, T, H, W) in [0, 1]."""
+    foregrounds: Tensor
+    """(B, T, 3, H, W): frames times masks."""
+    backgrounds: Tensor
+    """(B, T, 3, H, W): frames with the agent's place filled in."""
+    actions: Actions
+
+
+class Played(NamedTuple):
+    """T frames, the first of which was given; in [0, 1]."""
+
+    frames: Tensor
+    """(B, T, 3, H, W)."""
+    masks: Tensor
+    """(B, T, H, W)."""
+
+
+@runtime_checkable
+class Plays(Protocol):
+    """Capability `play`: clips to actions, and actions to clips."""
+
+    image_px: int
+    width_px: int
+    codes: int
+    """Number K of local actions."""
+
+    def parse(self, clips: Tensor) -> Parsed:
+        """(B, T, 3, H, W) in [0, 1] to layers and actions."""
+        ...
+
+    def play(self, images: Tensor, actions: Actions, real: Tensor | None = None) -> Played:
+        """First frames (B, 3, H, W) in [0, 1] and T - 1 actions to T frames; with `real` (B, T, 3, H, W) each from the real one before."""
         ...

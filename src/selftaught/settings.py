@@ -13,6 +13,9 @@ import torch
 
 from selftaught.core.errors import ConfigError, RunError, suggest
 from selftaught.core.shard import SHARDINGS
+from selftaught.data.cache import ImageSet, build_cache
+from selftaught.data.clip_reader import Want
+from selftaught.data.clip_windows import WindowSet, open_windows
 from selftaught.data.sources import BadFile, open_data
 from selftaught.method import Player, TrainConfig
 from selftaught.registry import load_class
@@ -43,6 +46,17 @@ def median_px(data: Any, count: int = 50) -> int:
         except BadFile:
             continue
     return int(np.median(sides)) if sides else 0
+
+
+def open_items(cls: Any, data: Any, config: Any, split: str = "train", length: int = 0, **options: Any) -> ImageSet | WindowSet:
+    """What a method trains on, at the size of its config: pictures, or windows of clips (of `length` frames, the config's by default).
+
+    `options` go to the cache: `max_bad_frac`, `report`.
+    """
+    if cls.reads == "clips":
+        want = Want(config.image_px, config.width_px, config.fps)
+        return open_windows(data, split, want, length or config.window, config.every, **options)
+    return build_cache(open_data(data, split), config.image_px, **options)
 
 
 def parse_needs(need: Sequence[str], known: Any) -> dict[str, Path]:

@@ -39,14 +39,22 @@ from selftaught.core.record import Recorder
 from selftaught.core.seeds import batch_indices, seed_all
 from selftaught.core.tune import Plan, choose, describe
 from selftaught.core.undo import Undo
-from selftaught.data.cache import ImageSet, build_cache
-from selftaught.data.sources import open_data
+from selftaught.data.cache import ImageSet
+from selftaught.data.clip_windows import WindowSet
 from selftaught.loading import BUILD_ERRORS, fill, load_method, open_needs, read_run
 from selftaught.method import Method, Player, Progress
 from selftaught.nets.batchnorm import join_batch_norms
 from selftaught.registry import load_class
 from selftaught.run_folder import refuse_folder
-from selftaught.settings import base_config, check_numbers, choose_device, choose_sharding, parse_needs, relative_to_run
+from selftaught.settings import (
+    base_config,
+    check_numbers,
+    choose_device,
+    choose_sharding,
+    open_items,
+    parse_needs,
+    relative_to_run,
+)
 
 SCHEMA = 1
 SAVE_EVERY_S = 60.0
@@ -131,7 +139,7 @@ def train(
         config = replace(config, steps=steps)
     out = Path(out)
     given = parse_needs(need, cls.needs)
-    needs = {name: relative_to_run(given[name], out) if name in given else f"needs/{name}" for name in cls.needs}
+    needs = {name: relative_to_run(given[name], out) if name in given else f"needs/{name}" for name in cls.needs_of(config)}
     job = Job(method, data, out, size, seed, config, needs, choose_device(device), choose_sharding(sharding))
     if launch.place()[0] == 0:
         refuse_folder(out, job.to_json())
@@ -168,7 +176,7 @@ def run_job(job: Job, quiet: bool) -> Path:
         raise ConfigError(f"{world} processes cannot share {job.config.batch_size // job.config.accumulate} pictures.",
                           do="Raise batch_size, lower accumulate, or start fewer processes.")  # fmt: skip
     with launch.first():
-        images = build_cache(open_data(job.data, "train"), job.config.image_px)
+        images = open_items(load_class(job.method), job.data, job.config)
     if world > 1:
         launch.same_everywhere("job", json.dumps(job.to_json()))
         launch.same_everywhere("set of pictures", f"{len(images)} pictures, {digest([images.keys, images.sizes.tolist()])}")
@@ -197,7 +205,7 @@ def run_job(job: Job, quiet: bool) -> Path:
 def train_needs(job: Job, quiet: bool) -> None:
     """Train what the method needs and nobody gave, in sub-runs that resume by themselves."""
     cls = load_class(job.method)
-    for name, default in cls.needs.items():
+    for name, default in cls.needs_of(job.config).items():
         if job.needs[name] == f"needs/{name}":
             train(default, job.data, job.out / "needs" / name, job.size, None, job.seed, (), (), job.device, quiet, job.sharding)
 
@@ -205,7 +213,7 @@ def train_needs(job: Job, quiet: bool) -> None:
 class Loop:
     """State of one training: method, optimisers, guards. See the module's docstring for the loop itself."""
 
-    def __init__(self, job: Job, images: ImageSet, recorder: Recorder, rank: int, world: int):
+    def __init__(self, job: Job, images: ImageSet | WindowSet, recorder: Recorder, rank: int, world: int):
         self.job, self.images, self.recorder, self.rank, self.world = job, images, recorder, rank, world
         self.checkpoints = job.out / "checkpoints"
         self.total: int = job.config.steps
@@ -474,7 +482,7 @@ class Loop:
                 self.recorder.say(f"saving took {self.saving_s:.2g} s, {share:.1%} of the time")
 
 
-def draw_pictures(method: Method, images: ImageSet, out: Path, count: int = 12) -> None:
+def draw_pictures(method: Method, images: ImageSet | WindowSet, out: Path, count: int = 12) -> None:
     """Write what `method.show` draws of a few pictures to RUN/pictures/NAME.png."""
     from selftaught.core.atomic import write_bytes
     from selftaught.report.pictures import encode

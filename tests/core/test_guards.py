@@ -380,3 +380,21 @@ def test_process_alive() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     assert not guards.process_alive(child.pid)
+
+
+def test_a_new_phase_is_judged_anew() -> None:
+    """Where a method's loss becomes another one, its jump is no divergence; without a phase it is."""
+    def verdicts(second: float) -> set[str]:
+        collapse = Collapse()
+        losses = [1.0 - 0.01 * s for s in range(30)] + [50.0 - 0.01 * s for s in range(30)]
+        return {collapse.update(s, {"loss": x, "phase": second if s >= 30 else 0.0})[0] for s, x in enumerate(losses)}
+
+    assert verdicts(1.0) == {"starting", "learning"} and "diverging" in verdicts(0.0)
+
+
+def test_one_code_for_everything_raises_the_alarm() -> None:
+    collapse, healthy = Collapse(), Collapse()
+    for step in range(30):
+        verdict, reason = collapse.update(step, {"loss": 1.0 - 0.01 * step, "code_perplexity": 1.02})
+        fine, _ = healthy.update(step, {"loss": 1.0 - 0.01 * step, "code_perplexity": 4.0})
+    assert verdict == "collapsing" and "One code" in reason and fine == "learning"

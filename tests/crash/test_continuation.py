@@ -20,13 +20,18 @@ from PIL import Image
 from selftaught.data import cache
 from selftaught.data.arrays import ArraySource
 from selftaught.data.cache import ImageSet
+from selftaught.data.clips import ArrayClips
 from selftaught.evaluate import evaluate
 from selftaught.loading import load_method
+from selftaught.method import Actions
+from selftaught.registry import load_class
 from selftaught.train import Loop, Stopped, resume, train
-from trained_runs import METHODS, SMALL, TRAINED, Runs, differing, newest, structured_noise
+from trained_runs import METHODS, SMALL, TRAINED, Runs, as_clips, differing, newest, structured_noise
 
 LOOP = sys.modules["selftaught.train"]  # the package's attribute of that name is the function
 LABELLED = ArraySource(structured_noise(24), labels=["a", "b"] * 12, masks=np.ones((24, 32, 32), np.uint8))
+CLIPS = ArrayClips(list(as_clips(structured_noise(24))))
+ACTIONS = Actions(torch.full((3, 2, 2), 0.1), torch.zeros(3, 2, 2), torch.zeros(3, 2, dtype=torch.int64))
 EPOCH = 5
 """Steps in which the 40 pictures of `runs` are seen once, 8 at a time."""
 
@@ -59,7 +64,8 @@ def test_both_give_the_same_answers(runs: Runs, name: str) -> None:
     methods = [load_method(folder / name) for folder in (runs.straight, runs.stopped)]
     images = torch.from_numpy(structured_noise(3, seed=9)).permute(0, 3, 1, 2).float() / 255
     for capability in methods[0].capabilities:
-        arguments = (images, images[:, 0]) if capability == "inpaint" else (images,)
+        more = {"inpaint": (images[:, 0],), "play": (ACTIONS,)}
+        arguments = (images, *more.get(capability, ()))
         first, second = (getattr(m, capability)(*arguments) for m in methods)
         pairs = [(first, second)] if isinstance(first, torch.Tensor) else list(zip(first, second, strict=True))
         assert pairs and all(torch.equal(a, b) for a, b in pairs), capability
@@ -119,7 +125,7 @@ def test_interrupted_during_an_evaluation(runs: Runs, tmp_path: Path, name: str)
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     with signalled(signal.SIGINT, type(load_method(run)), "evaluate", lambda method: True):
         with pytest.raises(KeyboardInterrupt):
-            evaluate(run, LABELLED)
+            evaluate(run, CLIPS if load_class(name).reads == "clips" else LABELLED)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
     assert_same(runs.straight / name, resume(run, quiet=True))
 

@@ -32,6 +32,7 @@ _FLAT_ADVICE = "If it stays so: train longer, raise the learning rate, or give m
 _RISE_ADVICE = "Lower the learning rate, lengthen its warm-up, or clip gradients."
 _POINT_ADVICE = "Check the stop-gradient, the predictor or negatives, and the strength of the augmentation."
 _ONE_HOT_ADVICE = "Raise the teacher temperature or strengthen its centring or balancing."
+_CODES_ADVICE = "Raise dead_below so that unused codes are moved sooner, or lower the learning rate."
 _BLIND_ADVICE = "Lower the learning rate, raise the temperature, or give larger batches of more different pictures."
 _UNIFORM_ADVICE = "Lower the teacher temperature, weaken its centring, or lower the learning rate."
 
@@ -120,14 +121,17 @@ class Collapse:
 
         Read are `loss` and, where a method logs them, `std_z` (mean over dimensions of the standard deviation of
         L2-normalised embeddings) with `dim`, `entropy_frac` (teacher entropy / ln K), `usage_frac`, `rank_frac`,
-        `positive_cosine` (of two views of a picture) and `loss_uniform`. Verdicts: starting, learning,
-        slow, collapsing, diverging. Raises ConfigError without `loss`.
+        `positive_cosine` (of two views of a picture), `loss_uniform`, `code_perplexity` (1 when one code is given to
+        everything) and `phase` (when it changes the loss is another one, and is judged anew). Verdicts: starting, learning, slow,
+        collapsing, diverging. Raises ConfigError without `loss`.
         """
         if "loss" not in parts:
             raise ConfigError("The logged numbers hold no loss.", expected="a part named 'loss'")
         bad = [name for name, value in parts.items() if not math.isfinite(value)]
         if bad:
             return "diverging", f"{bad[0]} is {parts[bad[0]]}. {_RISE_ADVICE}"
+        if "phase" in parts and self._history.get("phase", [parts["phase"]])[-1] != parts["phase"]:
+            self._points, self._history = 0, {}
         self._points += 1
         for name, value in parts.items():
             self._history.setdefault(name, []).append(float(value))
@@ -155,6 +159,9 @@ class Collapse:
             healthy = 1 / math.sqrt(dim)
             reason = f"All embeddings fall onto one point: their spread is {std_z:.2g}, healthy is near {healthy:.2g}."
             return "collapsing", f"{reason} {_POINT_ADVICE}"
+        codes = self._recent("code_perplexity")
+        if codes is not None and codes < 1.1:
+            return "collapsing", f"One code is given to everything: their perplexity is {codes:.2f}. {_CODES_ADVICE}"
         if entropy is None:
             return self._blind()
         if entropy < 0.05:

@@ -185,6 +185,8 @@ class ListSource(Source):
 def open_data(data: Any, split: str = "all") -> Source:
     """Open pictures: a path, URL of a tar, list, array, Source, or "sample:NAME[:N]"; `split` is all, train or test.
 
+    Where there are clips and no pictures, some frames of each clip are the pictures.
+
     Files or folders named train and test are official splits; otherwise about every fifth picture, chosen by the hash
     of its key, is test. Raises DataError when nothing is there.
     """
@@ -192,7 +194,13 @@ def open_data(data: Any, split: str = "all") -> Source:
         raise DataError(f"unknown split '{split}'.{suggest(split, SPLITS)}", expected=", ".join(SPLITS))
     if isinstance(data, str) and data.startswith("sample:"):
         return _open_sample(data, split)
-    source = data if isinstance(data, Source) else _open_whole(data)
+    try:
+        source = data if isinstance(data, Source) else _open_whole(data)
+    except DataError as error:
+        frames = _frames_of_clips(data, split)
+        if frames is None:
+            raise error
+        return frames
     if isinstance(source, OfficialSplits):
         return source if split == "all" else source.parts[split]
     if split in ("all", source.part):
@@ -200,6 +208,16 @@ def open_data(data: Any, split: str = "all") -> Source:
     if source.part != "all":
         raise DataError(f"{source.name} is the {source.part} part and has no {split} pictures")
     return Subset(source, split_indices(source.keys, split), part=split)
+
+
+def _frames_of_clips(data: Any, split: str) -> Source | None:
+    """Frames of clips as pictures, or None when the data hold no clips either."""
+    from selftaught.data.clip_frames import frames_as_pictures  # reads clips, which are named by what is in this module
+
+    try:
+        return frames_as_pictures(data, split)
+    except (DataError, BadFile):
+        return None
 
 
 def _open_whole(data: Any) -> Source:

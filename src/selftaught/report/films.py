@@ -1,50 +1,98 @@
-"""Films to look at: MP4 that browsers play, or GIF where PyAV is not installed."""
+"""What a person should look at of a model that plays: layers, a film of every action, parsed timelines, rollouts beside the truth.
+
+It knows the capability `play` and no method.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import io
 
 import numpy as np
-from PIL import Image
+import torch
+from torch import Tensor
 
-from selftaught.core.atomic import replacing
-from selftaught.core.errors import ConfigError
+from selftaught.method import Actions, Picture, Plays
+from selftaught.nets.video_blocks import from_px
+
+SHOWN = 6
+"""Clips in a picture."""
+FILM = 8
+"""Steps of a film of one action."""
 
 
-def write_film(path: Path, frames: np.ndarray, fps: int) -> Path:
-    """Write frames (T, H, W, 3) uint8 to `path`, which ends in .mp4 or .gif; an odd side loses its last row or column in MP4.
+@torch.no_grad()
+def panels(model: Plays, clips: Tensor) -> dict[str, Picture]:
+    """Pictures of clips (B, T, 3, H, W) in [0, 1]: layers; global actions; local actions; rollouts.
 
-    The file is there whole or not at all. Raises ConfigError for other arrays and names.
+    In the action panels the rows are actions and the columns the frames of the film, every other one, for two clips.
     """
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames) or min(frames.shape[1:3]) < 2:
-        raise ConfigError(f"A film of {frames.dtype} {frames.shape}.", expected="uint8 (T, H, W, 3), H and W at least 2")
-    if path.suffix not in (".mp4", ".gif"):
-        raise ConfigError(f"A film cannot be written to {path.name}.", expected="a name that ends in .mp4 or .gif")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temp:
-        if path.suffix == ".gif":
-            _write_gif(temp, frames, fps)
-        else:
-            _write_mp4(temp, frames, fps)
-    return path
+    clips = clips[:SHOWN]
+    first = clips[:2, 0]
+    grids = {"global_actions": global_films(model, first, usual_code(model, clips)), "local_actions": local_films(model, first)}
+    rows = {
+        name: torch.stack([film[i, ::2] for i in range(len(first)) for film in films.values()]) for name, films in grids.items()
+    }
+    return {"layers": layer_panel(model, clips), **{n: sheet(r) for n, r in rows.items()}, "rollouts": rollout_panel(model, clips)}
 
 
-def _write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
-    import av
-
-    height, width = (side // 2 * 2 for side in frames.shape[1:3])  # colours have half the pixels in 4:2:0
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as file:
-        stream: Any = file.add_stream("libx264", rate=max(1, fps))
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        stream.options = {"crf": "18", "preset": "veryfast"}
-        for frame in frames:
-            packets = stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24"))
-            file.mux(packets)
-        file.mux(stream.encode(None))
+def layer_panel(model: Plays, clips: Tensor) -> Picture:
+    """For each clip: its first frame, the mask, the foreground on grey, the background filled in."""
+    parsed = model.parse(clips)
+    m = parsed.masks[:, 0, None]
+    columns = [clips[:, 0], m.expand(-1, 3, -1, -1), clips[:, 0] * m + 0.5 * (1 - m), parsed.backgrounds[:, 0]]
+    return sheet(torch.stack(columns, 1))
 
 
-def _write_gif(path: Path, frames: np.ndarray, fps: int) -> None:
-    # Browsers take less than 20 ms for a tenth of a second.
-    first, *rest = [Image.fromarray(frame) for frame in frames]
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=max(20, round(1000 / max(1, fps))), loop=0)
+def usual_code(model: Plays, clips: Tensor) -> int:
+    """The local action that is parsed most often in some clips."""
+    return int(torch.bincount(model.parse(clips).actions.codes.flatten(), minlength=model.codes).argmax())
+
+
+def global_films(model: Plays, first: Tensor, code: int) -> dict[str, Tensor]:
+    """Films (B, T, 3, H, W) of moving left, right, up, down (a twelfth of the height a step) and not at all, from first frames."""
+    B, _, H, W = first.shape
+    step = H / 12
+    ways = {"left": (-step, 0.0), "right": (step, 0.0), "up": (0.0, -step), "down": (0.0, step), "stay": (0.0, 0.0)}
+    codes, still = torch.full((B, FILM), code), torch.zeros(B, FILM, 2)
+    return {
+        name: model.play(first, Actions(from_px(torch.tensor(way), H, W).expand(B, FILM, 2), still, codes)).frames
+        for name, way in ways.items()
+    }
+
+
+def local_films(model: Plays, first: Tensor) -> dict[str, Tensor]:
+    """Films (B, T, 3, H, W) of every code, held, from first frames, without any motion."""
+    still = torch.zeros(len(first), FILM, 2)
+    return {
+        f"action {k + 1}": model.play(first, Actions(still, still, torch.full((len(first), FILM), k))).frames for k in range(model.codes)
+    }
+
+
+def rollout_panel(model: Plays, clips: Tensor) -> Picture:
+    """For each clip the true frames, and below what the model makes of the first one and the parsed actions."""
+    played = model.play(clips[:, 0], model.parse(clips).actions).frames
+    return sheet(torch.stack([clips, played], 1).flatten(0, 1))
+
+
+def gif(films: Tensor, zoom: int = 2, seconds: float = 0.2) -> bytes:
+    """Films (B, T, 3, H, W) in [0, 1], side by side, as one animated GIF that repeats."""
+    from PIL import Image
+
+    frames = [Image.fromarray(sheet(films[None, :, t], zoom=zoom)) for t in range(films.shape[1])]
+    out = io.BytesIO()
+    # One table of colours for the whole film: colours that are chosen for every frame anew flicker.
+    palette = Image.fromarray(np.concatenate([np.asarray(f) for f in frames])).quantize(255)
+    small = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+    small[0].save(out, "GIF", save_all=True, append_images=small[1:], duration=int(1000 * seconds), loop=0)
+    return out.getvalue()
+
+
+def sheet(frames: Tensor, gap: int = 2, zoom: int = 2) -> Picture:
+    """(rows, columns, 3, H, W) in [0, 1] to one picture on white."""
+    R, C, _, H, W = frames.shape
+    out = np.full((R * (H + gap) - gap, C * (W + gap) - gap, 3), 255, np.uint8)
+    pixels = (frames.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
+    for r in range(R):
+        for c in range(C):
+            out[r * (H + gap) : r * (H + gap) + H, c * (W + gap) : c * (W + gap) + W] = pixels[r, c]
+    return out.repeat(zoom, 0).repeat(zoom, 1)

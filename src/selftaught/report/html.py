@@ -102,7 +102,7 @@ def _page(content: ReportContent, scale: float, quality: int) -> bytes:
         neighbours=_neighbours(content.neighbours, scale, quality),
         map=_map(content, quality),
         clusters=_clusters(content.clusters, scale, quality),
-        stages=_stages(content),
+        stages=stage_rows(content),
         scores=[_score(name, score) for name, score in content.scores.items()],
         data=_data(content.data_summary),
         cost=_cost(content.cost),
@@ -243,7 +243,7 @@ def _clusters(clusters: Sequence[Cluster], scale: float, quality: int) -> dict[s
     return {"cards": shown, "left_out": max(0, len(ordered) - _CLUSTERS)}
 
 
-def _stages(content: ReportContent) -> list[dict[str, Any]]:
+def stage_rows(content: ReportContent) -> list[dict[str, Any]]:
     """One entry per stage, in the order of health and then of curves: verdict, reason and drawn curves."""
     health = {str(stage): (str(verdict), str(reason)) for stage, verdict, reason in content.health}
     names = list(dict.fromkeys([*health, *map(str, content.curves)]))

@@ -1,0 +1,9 @@
+"""The room `control`: video models that find their own actions."""
+
+from __future__ import annotations
+
+from selftaught.registry import Entry
+
+METHODS = {
+    "glass": Entry("selftaught.control.glass:GLASS", "layers, global motion and discrete local actions of an agent, from clips alone"),
+}

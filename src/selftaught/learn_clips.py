@@ -1,0 +1,115 @@
+"""The main job for clips: from a folder of unlabelled videos to layers, actions, a model that plays them, and a report.
+
+    RUN/features/      a training of the room `representation` on frames of the clips
+    RUN/actions/       GLASS, whose perceptual loss compares those features
+    RUN/scores.json    predictions and use of actions; layers, motion and actions where a world wrote the truth
+    RUN/report.html    what a person looks at
+    RUN/learn.json     the plan, as for pictures
+
+Every stage continues where it stopped when the same command is given again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from selftaught.core.config import from_json, read_json, to_json, write_json
+from selftaught.core.errors import RunError
+from selftaught.data.clip_truth import ClipTest
+from selftaught.data.clip_windows import WindowSet
+from selftaught.evaluate import evaluate, open_clips_for
+from selftaught.loading import load_method
+from selftaught.method import TrainConfig
+from selftaught.registry import load_class
+from selftaught.report.clip_page import ClipReport, next_steps, write_clip_report
+from selftaught.report.collect import verdict
+from selftaught.report.content import ReportContent
+from selftaught.report.plots import read_curves
+from selftaught.settings import base_config, open_items
+
+METHOD = "glass"
+SHARES = {"features": 0.2, "actions": 0.65}
+"""How `minutes` is divided; the rest is for reading, scoring and the report."""
+STAGES = {"features": "Features", "actions": "Layers and actions"}
+SHOWN_CURVES = ("loss", "health", "mask_frac", "global_frame", "local_global_motion", "code_perplexity", "real_frames", "std_z")
+
+
+def configs_of(asked: Mapping[str, Any], path: Path) -> dict[str, TrainConfig] | None:
+    """The configs of a job that was planned before, or None; raises RunError when it was another job."""
+    if not path.exists():
+        return None
+    kept = read_json(path)
+    before, trained = kept.get("asked"), kept.get("stages")
+    if not isinstance(before, dict) or not isinstance(trained, dict) or set(trained) != set(SHARES):
+        raise RunError(f"{path} is damaged.", expected="what `selftaught learn` writes of clips", do="Choose another --out.")
+    changed = [k for k in asked if before.get(k) != asked[k]]
+    if changed:
+        texts = ", ".join(f"{k}={before.get(k)!r}" for k in changed)
+        raise RunError(f"{path.parent} holds another job, with {texts}.", do="Choose another --out, or repeat the first command.")
+    names = {"features": str(asked["features"]), "actions": METHOD}
+    return {k: from_json(load_class(names[k]).Config, c) for k, c in trained.items()}
+
+
+def first_configs(features: TrainConfig, size: str, data: Any) -> dict[str, TrainConfig]:
+    """The configs of a new job, before `minutes` is fitted; the perceptual loss compares the features that are learned first."""
+    actions: Any = base_config(METHOD, size, data)
+    return {"features": features, "actions": replace(actions, perceptual="features")}
+
+
+def keep_plan(asked: Mapping[str, Any], configs: Mapping[str, TrainConfig], path: Path) -> None:
+    """Write learn.json."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"data": asked["data"], "asked": dict(asked), "stages": {k: to_json(c) for k, c in configs.items()}})
+
+
+def report_clips(out: Path, data: Any, seconds: Mapping[str, float]) -> Path:
+    """Score what was learned and write the report."""
+    method: Any = load_method(out / "actions")
+    test: ClipTest = open_clips_for(data, method, None, 0)
+    windows: WindowSet = open_items(type(method), data, method.config)  # type: ignore[assignment]
+    shown = test.windows.first(64)
+    clips = shown.batch(range(len(shown))).float() / 255
+    evaluate(out, data)
+    scores = read_json(out / "scores.json")
+    logs = {title: out / part / "metrics.jsonl" for part, title in STAGES.items()}
+    curves = {title: _shown(read_curves(path)) for title, path in logs.items() if path.exists()}
+    content = ReportContent(
+        title="", learned="", curves=curves, health=[verdict(title, curve) for title, curve in curves.items() if curve],
+        scores=scores["scores"], how_to_go_on=next_steps(out),
+    )  # fmt: skip
+    count, held = len(windows.clips), len(test.windows)
+    facts = [(f"{count:,}", "clips learned from"), (f"{held:,}", "clips kept out"), (str(method.codes), "local actions"),
+             (f"{sum(seconds.values()) / 60:.0f} min", "of computing")]  # fmt: skip
+    title = f"What was learned from {count:,} clips of {windows.name.partition(':')[0]}"
+    report = ClipReport(title, in_words(count, scores["scores"]), clips, shown.keys, content, facts, scores.get("notes", []))
+    return write_clip_report(out, method, report)
+
+
+def in_words(count: int, scores: Mapping[str, Any]) -> str:
+    """One paragraph for people who know nothing of the method, with what speaks against it."""
+    text = (
+        f"The machine watched {count:,} clips without any label and without being told what was done in them. It learned to part what acts "
+        "from what lies behind it, to measure where the agent goes, and to sort what else it does into a few actions. "
+    )
+    horizon = max((int(k.rsplit("_", 1)[1]) for k in scores if k.startswith("psnr_ar_")), default=0)
+    if horizon:
+        s = scores[f"psnr_ar_{horizon}"]
+        best, value = max(s["baselines"].items(), key=lambda x: x[1] or 0.0)
+        better = "better" if s["value"] > value else "worse"
+        text += (
+            f"From one frame and the actions it draws the frame {horizon} steps ahead with {s['value']:.1f} dB; the best of the simple "
+            f"ways ({best.replace('_', ' ')}) reaches {value:.1f} dB: it is {better} than that. "
+        )
+    usage = scores.get("code_perplexity")
+    if usage:
+        text += f"Of its local actions it uses {usage['value']:.1f} in effect. "
+    if "mask_iou" not in scores:
+        text += "No truth came with the clips, so whether layers and actions mean something is for you to see."
+    return text
+
+
+def _shown(curves: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in curves.items() if k in SHOWN_CURVES}
