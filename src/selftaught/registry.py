@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple
 
-ROOMS = ("representation", "segmentation")
+ROOMS = ("representation", "segmentation", "shape3d")
 
 
 class Entry(NamedTuple):
