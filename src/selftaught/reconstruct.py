@@ -115,8 +115,8 @@ def glb(shape: Shapes) -> bytes:
         shape.points[0].double().numpy(), shape.faces.numpy(), vertex_normals=normals.double().numpy(),
         visual=TextureVisuals(uv=uv, material=material), process=False,
     )  # fmt: skip
-    written: bytes = mesh.export(file_type="glb", include_normals=True)
-    return written
+    written: Any = mesh.export(file_type="glb", include_normals=True)
+    return bytes(written)
 
 
 def turntable(shape: Shapes, px: int, frames: int = FRAMES) -> np.ndarray[Any, Any]:

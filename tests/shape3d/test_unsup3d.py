@@ -135,8 +135,8 @@ def test_paper_size_has_the_papers_networks() -> None:
     widths = [part.out_channels for part in m.depth_net if isinstance(part, torch.nn.Conv2d)]
     assert widths[:5] == [64, 128, 256, 512, 256] and widths[-1] == 1
     regressor = [part.out_channels for part in m.view_net if isinstance(part, torch.nn.Conv2d)]
-    assert regressor[-1] == 5
-    assert m.config.depth_px == m.config.image_px == 64 and m.config.sigma_min == 0
+    assert regressor == [32, 64, 128, 256, 256, 5]
+    assert m.config.depth_px == m.config.image_px == 64 and m.config.flip_weight == 0.5
 
 
 def test_answers_have_their_ranges_and_the_rim_lies_behind() -> None:

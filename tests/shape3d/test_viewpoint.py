@@ -20,7 +20,7 @@ from selftaught.train import train
 from selftaught.worlds.meshes import writing
 
 TINY = Viewpoint.sizes["tiny"]
-SMALL_LOOK = dataclasses.replace(TINY, components=48, neighbours=10, harmonics=6, rounds=10, turn_rad=0.15)
+SMALL_LOOK = dataclasses.replace(TINY, components=48, neighbours=10, harmonics=6, looks=2, rounds=10)
 
 
 @pytest.fixture(scope="module")

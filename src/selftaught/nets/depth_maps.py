@@ -25,7 +25,7 @@ def rays(height_px: int, width_px: int, fov_rad: float, like: Tensor) -> Tensor:
 
 def unproject(depth: Tensor, fov_rad: float) -> Tensor:
     """Points (B, 3, H, W) in the camera's frame of depths (B, H, W) along the viewing axis."""
-    return depth[:, None] * rays(*depth.shape[1:], fov_rad, depth)
+    return depth[:, None] * rays(depth.shape[1], depth.shape[2], fov_rad, depth)
 
 
 def normals_of_depth(depth: Tensor, fov_rad: float) -> Tensor:

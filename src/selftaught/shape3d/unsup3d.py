@@ -4,12 +4,10 @@ Paper: Wu, Rupprecht, Vedaldi, "Unsupervised Learning of Probably Symmetric Defo
 A picture is explained as a depth map and colours in a canonical view, lit and then seen from another viewpoint. It is explained a
 second time from the mirrored depth and colours: both fit only when the canonical view is the symmetric one. Confidence maps say where
 the symmetry (or the model) does not hold.
-Differs: our renderer carries the canonical picture into the view (vertex colours of the grid of depths, exact gradients);
-depth is predicted
-at `depth_px` and enlarged, sigma has a floor, pictures are cropped tightly: without these three the depths of short trainings
-at 32 px are noise;
-perceptual loss on features learned from the same pictures (no ImageNet), off at size `small`; one optimiser for all networks.
-Cost at `small`: about a tenth of a second per step of 32 pictures on one core.
+Differs: our renderer carries the canonical picture into the view (the mesh's vertices know their place in it, gradients are exact); depth is
+predicted at `depth_px` and enlarged, sigma has a floor, depths are held smooth: without these the depths of short trainings at 32 px are
+noise; no perceptual loss, since the paper's needs features learned with labels; one optimiser for all networks.
+Cost at `small`: less than a tenth of a second per step of 16 pictures on one core, two to three minutes in all.
 """
 
 from __future__ import annotations
@@ -42,6 +40,8 @@ class Unsup3DConfig(TrainConfig):
 
     width: int = 16
     """Channels of the first layer of the networks; doubles with every halving of the picture."""
+    regressor_width: int = 16
+    """The same for the networks of viewpoint and light."""
     code: int = 96
     """Width of the code between encoder and decoder."""
     convolutions: int = 1
@@ -55,15 +55,13 @@ class Unsup3DConfig(TrainConfig):
     """Least deviation that the confidence maps can claim, in units of colour in [-1, 1]."""
     flip_weight: float = 0.5
     """Weight of the reconstruction from mirrored depth and albedo; 0 gives the symmetry up."""
-    smooth_weight: float = 0.05
+    smooth_weight: float = 0.8
     """Weight of the mean difference of neighbouring depths, as a share of the range of depths."""
-    perceptual_weight: float = 0.0
-    """Weight of the perceptual loss."""
     fov_rad: float = math.radians(10)
     """Angle of view from the lower to the upper edge that pictures are thought to be taken with."""
     depth_range: tuple[float, float] = (0.9, 1.1)
     """Nearest and farthest depth; objects turn about depth 1."""
-    border_depth: float = 1.04
+    border_depth: float = 1.05
     """Depth of the leftmost and rightmost columns: the rim lies behind the middle, which decides between a face and its hollow mould."""
     turn_rad: float = math.radians(60)
     """Largest azimuth, elevation and roll."""
@@ -135,7 +133,7 @@ class Regressor(nn.Sequential):
 
 
 def laplace_nll(error: Tensor, sigma: Tensor | None, mask: Tensor) -> Tensor:
-    """Mean over the mask of sqrt(2) |e| / sigma + log sigma (eq. 3 without its constant), e summed over no channels but their mean.
+    """Mean over the mask of sqrt(2) |e| / sigma + log sigma, the paper's likelihood without its constant; |e| is the mean over channels.
 
     error (B, 3, H, W) in units of [-1, 1], sigma (B, 1, H, W) or None for 1, mask (B, 1, H, W).
     """
@@ -151,11 +149,13 @@ class Unsup3D(Method):
     Config = Unsup3DConfig
     capabilities = ("reconstruct", "viewpoint")
     sizes = {
-        "tiny": Unsup3DConfig(image_px=16, width=8, code=16, depth_px=8, batch_size=16, steps=20, lr=1e-3, weight_decay=0.0),
-        "small": Unsup3DConfig(image_px=32, batch_size=32, steps=2400, lr=1e-3, weight_decay=0.0, clip_norm=5.0, warmup_frac=0.02),
+        "tiny": Unsup3DConfig(image_px=16, width=8, regressor_width=8, code=16, depth_px=8, batch_size=16, steps=20, lr=1e-3, weight_decay=0.0),
+        "small": Unsup3DConfig(
+            image_px=32, batch_size=16, steps=1600, lr=1e-3, weight_decay=0.0, clip_norm=5.0, warmup_frac=0.02,
+        ),
         "paper": Unsup3DConfig(
-            image_px=64, width=64, code=256, depth_px=64, batch_size=64, steps=75_000, lr=1e-4, weight_decay=5e-4, warmup_frac=0.0,
-            convolutions=2, sigma_min=0.0, smooth_weight=0.0, perceptual_weight=1.0,
+            image_px=64, width=64, regressor_width=32, code=256, convolutions=2, depth_px=64, batch_size=64, steps=75_000, lr=1e-4,
+            weight_decay=5e-4, warmup_frac=0.0, sigma_min=0.01, smooth_weight=0.0, border_depth=1.04,
         ),
     }  # fmt: skip
     config: Unsup3DConfig
@@ -169,8 +169,8 @@ class Unsup3D(Method):
             *encoder(px, c.width, c.code), *decoder(c.depth_px, c.width, c.code, 1, c.convolutions)
         )
         self.albedo_net = nn.Sequential(*encoder(px, c.width, c.code), *decoder(px, c.width, c.code, 3, c.convolutions))
-        self.view_net = Regressor(px, c.width, 5)
-        self.light_net = Regressor(px, c.width, 4)
+        self.view_net = Regressor(px, c.regressor_width, 5)
+        self.light_net = Regressor(px, c.regressor_width, 4)
         if c.confidence:
             self.confidence_net = nn.Sequential(
                 *encoder(px, c.width, c.code), *decoder(c.depth_px, c.width, c.code, 2, c.convolutions)
@@ -215,17 +215,19 @@ class Unsup3D(Method):
         position = shift + shift.new_tensor([0.0, 0.0, -1.0])
         focal = points.new_full((batch,), 1 / math.tan(c.fov_rad / 2))
         found = render(
-            points, self.topology(side), Camera(rotation, position, focal), px, colours=place, antialias=False
+            points, self.topology(side, depth), Camera(rotation, position, focal), px, colours=place, antialias=False
         )
         seen = functional.grid_sample(
             image, found.image.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
         )
         return seen, (found.face >= 0)[:, None].to(image), found.depth
 
-    def topology(self, side: int) -> Topology:
+    def topology(self, side: int, like: Tensor) -> Topology:
         """The mesh between side x side depths; made once."""
         if side not in self.meshes:
             self.meshes[side] = Topology(grid_faces(side, side), side * side)
+        if self.meshes[side].faces.device != like.device:
+            self.meshes[side] = self.meshes[side].to(like.device)
         return self.meshes[side]
 
     def pose(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,7 +268,7 @@ class Unsup3D(Method):
         light: Tensor,
         sigma: Tensor | None,
     ) -> tuple[Tensor, Parts]:
-        """The loss of an explanation, from the canonical view and from its mirror image (section 3.1)."""
+        """The loss of an explanation, from the canonical view and from its mirror image."""
         c = self.config
         both = c.flip_weight > 0
         depths = torch.cat([depth, depth.flip(2)]) if both else depth

@@ -4,9 +4,9 @@ After the talk "Towards Systems that Learn by Themselves" (P. Favaro), which nam
 estimate relative viewpoints, estimate small viewpoint changes, find the integrating path; then map one image to its viewpoint.
 Here: a graph of nearest neighbours by oriented gradients and its Laplacian eigenmaps; small changes from pictures that are turned a
 little as if painted on a cylinder; angular synchronisation over all paths (Singer 2011). Every way to lay the pictures on a circle that
-these give is followed by a closed curve with Gaussian noise (a generative topographic map on a circle, Bishop et al. 1998); arcs in
-which front and back were taken for each other are swapped; the way that explains the pictures best and tears fewest neighbours apart is
-taken. The turned pictures say which way round azimuth grows. A small network learns the result.
+these give is followed by a closed curve with Gaussian noise (a generative topographic map on a circle, Bishop et al. 1998); the one that
+explains the pictures best and tears few neighbours apart tells which features matter, for a better graph, twice; arcs in which front
+and back were taken for each other are swapped. The turned pictures say which way round azimuth grows. A small network learns the result.
 Azimuth only; which side is called the front is arbitrary.
 Cost at `small`: one to two minutes on one core for 2,000 pictures.
 """
@@ -44,7 +44,7 @@ class ViewpointConfig(TrainConfig):
 
     cell_px: int = 8
     """Side of the cells of the histograms of gradients."""
-    components: int = 64
+    components: int = 96
     """Principal components of the histograms that are kept."""
     neighbours: int = 10
     """Nearest neighbours of each picture in the graph."""
@@ -52,8 +52,10 @@ class ViewpointConfig(TrainConfig):
     """How far pictures are turned to see what a small change of viewpoint does."""
     harmonics: int = 6
     """Harmonics of the closed curve."""
+    looks: int = 2
+    """How often the graph is made anew with what was learned about which features tell the viewpoint."""
     rounds: int = 10
-    """Rounds of expectation maximisation of the curve."""
+    """Last rounds of expectation maximisation of the curve."""
     net_px: int = 32
     """Side of the pictures that the network sees."""
     width: int = 32
@@ -100,9 +102,8 @@ def look_around(images: Tensor, config: ViewpointConfig, say: Callable[[str], No
     project = circle.principal(raw, min(c.components, len(raw) // 4))
     features = project(raw)
     ahead, back = (project(histograms(images, c, sign * c.turn_rad)) for sign in (1, -1))
-    graph = circle.neighbour_graph(features[:, :48], c.neighbours)
-    change = circle.small_changes(features, (ahead - back) / (2 * c.turn_rad), graph)
-    best, others = circle.find_way(features, graph, change, c.harmonics, c.rounds)
+    tangents = (ahead - back) / (2 * c.turn_rad)
+    best, others = circle.find_way(features, tangents, c.neighbours, c.harmonics, c.looks, c.rounds)
     say(
         "ways round the circle, by how well a curve explains the pictures: "
         + ", ".join(f"{x.name} {x.level:.2f}" for x in others[:4])
@@ -147,7 +148,7 @@ class Viewpoint(Method):
     capabilities = ("viewpoint",)
     sizes = {
         "tiny": ViewpointConfig(
-            image_px=32, batch_size=16, steps=20, components=16, neighbours=6, harmonics=2, rounds=5, net_px=16, width=8,
+            image_px=32, batch_size=16, steps=20, components=16, neighbours=6, harmonics=2, looks=1, rounds=5, net_px=16, width=8,
         ),
         "small": ViewpointConfig(image_px=64, batch_size=64, steps=900, lr=2e-3, weight_decay=0.05, warmup_frac=0.05),
         "paper": ViewpointConfig(

@@ -67,7 +67,7 @@ def read_mesh(path: Path) -> Solid:
     if path.stat().st_size > MAX_BYTES:
         raise DataError(f"the file has {path.stat().st_size / 2**20:.0f} MB", expected=f"at most {MAX_BYTES // 2**20}")
     try:
-        loaded = trimesh.load(path, force="scene", process=False)
+        loaded: Any = trimesh.load(path, force="scene", process=False)
         parts = [part for part in loaded.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
     except Exception as error:  # trimesh's readers raise whatever they meet in a broken file
         raise DataError(f"it cannot be read ({type(error).__name__}: {str(error)[:120]})") from error

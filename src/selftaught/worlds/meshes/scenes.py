@@ -156,14 +156,16 @@ def scene(recipe: Recipe, seed: int, index: int) -> Scene:
     random = np.random.RandomState(step_seed(seed, 7, index) % 2**32)
     u = random.uniform
     thing = index // recipe.views if recipe.category == "meshes" else int(random.randint(2**31 - 1))
-    angles = u(-recipe.azimuth_rad, recipe.azimuth_rad), u(*recipe.elevation_rad), u(-recipe.roll_rad, recipe.roll_rad)
+    azimuth, elevation = float(u(-recipe.azimuth_rad, recipe.azimuth_rad)), float(u(*recipe.elevation_rad))
+    roll = float(u(-recipe.roll_rad, recipe.roll_rad))
     side, high, mean = recipe.light_spread
     light = (float(side * random.randn()), float(mean + high * random.randn()), 1.0)
     strengths = float(u(*recipe.ambient)), float(u(*recipe.diffuse))
     kinds = ("smooth", "texture", "photo")
     kind = kinds[random.randint(3)] if recipe.background == "cluttered" else recipe.background
     part = part_of(index // recipe.views)
-    return Scene(part, thing, *map(float, angles), light, *strengths, (kind, int(random.randint(2**31 - 1))))
+    ground = (kind, int(random.randint(2**31 - 1)))
+    return Scene(part, thing, azimuth, elevation, roll, light, *strengths, ground)
 
 
 def solid_of(recipe: Recipe, one: Scene, files: MeshFiles | None = None) -> Solid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -36,13 +37,13 @@ class Builder:
         self.corners.append(corners)
         self.tints.append(np.broadcast_to(np.asarray(colour, np.float64), (len(corners), 3)))
 
-    def box(self, low: Array, high: Array, colour: Array, taper: float = 1.0) -> None:
+    def box(self, low: Any, high: Any, colour: Array, taper: float = 1.0) -> None:
         """Add a box between two corners; its top is `taper` times as wide and deep."""
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         middle, half = (low + high) / 2, (high - low) / 2
         self.add(middle + half * _BOX * np.where(_BOX[..., 1:2] > 0, [taper, 1, taper], 1), colour)
 
-    def bar(self, start: Array, end: Array, radius: float, colour: Array, sides: int = 8) -> None:
+    def bar(self, start: Any, end: Any, radius: float, colour: Array, sides: int = 8) -> None:
         """Add a closed cylinder from `start` to `end`."""
         start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
         long = float(np.linalg.norm(end - start))
