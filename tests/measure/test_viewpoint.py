@@ -44,13 +44,13 @@ def test_the_common_frame_is_found_among_wild_answers() -> None:
 def test_chance_levels_over_the_whole_circle_and_over_a_part() -> None:
     random = np.random.default_rng(0)
     for reach, median, share in ((np.pi, 90.0, 1 / 6), (np.pi / 3, 30.0, 0.5)):
-        true = random.uniform(-reach, reach, 20_000)
-        scores = azimuth_scores(random.uniform(-np.pi, np.pi, 20_000), true)
-        assert scores["azimuth_median_deg"].baselines["constant"] == pytest.approx(median, abs=1.5)
-        assert scores["acc30"].baselines["constant"] == pytest.approx(share, abs=0.02)
+        true = random.uniform(-reach, reach, 8_000)
+        scores = azimuth_scores(random.uniform(-np.pi, np.pi, 8_000), true)
+        assert scores["azimuth_median_deg"].baselines["constant"] == pytest.approx(median, abs=4)
+        assert scores["acc30"].baselines["constant"] == pytest.approx(share, abs=0.03)
         if reach == np.pi:
-            assert scores["azimuth_median_deg"].value == pytest.approx(90, abs=2)
-            assert scores["azimuth_mod180_deg"].value == pytest.approx(45, abs=2)
+            assert scores["azimuth_median_deg"].value == pytest.approx(90, abs=5)
+            assert scores["azimuth_mod180_deg"].value == pytest.approx(45, abs=3)
 
 
 def test_offsets_are_forgiven_and_mirrored_answers_are_not() -> None:

@@ -151,7 +151,7 @@ def test_arcs_where_front_and_back_were_swapped_are_swapped_back() -> None:
 
 def test_halves_of_the_circle_are_told_apart_from_twice_the_angle() -> None:
     features, angle = ring(count=500, noise=0.1, seed=4)
-    found = circle.unfold(features, 2 * angle + 0.1 * np.random.RandomState(0).randn(500))
+    found = circle.unfold(features, 2 * angle + 0.1 * np.random.RandomState(0).randn(500), False)
     assert error_deg(found, angle) < 6
     assert azimuth_scores(found, angle)["acc30"].value > 0.97
 

@@ -25,7 +25,7 @@ _BINS = 72
 _TORN = 3.0
 """What torn edges cost, in units of log p: enough against orders that follow another quality than the viewpoint (they tear a third of the
 edges), little against the few edges that are wrong themselves."""
-_SWEEPS = 4
+_SWEEPS = 2
 _COMPARED = 48
 """Principal components by which pictures are first compared."""
 _DENSE = 300
@@ -241,18 +241,22 @@ def share_of(angle: Array, spread_rad: float = 0.25) -> Array:
     return share / share.sum(1, keepdims=True)
 
 
-def unfold(features: Array, twice: Array, harmonics: int = 3) -> Array:
+def unfold(features: Array, twice: Array, white: bool) -> Array:
     """Angles phi (N,) from 2 phi: which half of the circle each picture belongs to, found for all of them at once.
 
-    Once what depends on 2 phi is taken away, features are s w(phi0) with phi0 = 2 phi / 2, s = +-1 and w of odd harmonics only. So
-    the top principal component of (residual x odd harmonics) gives w, and with it every sign.
+    Once what depends on 2 phi is taken away, features are s w(phi0) with phi0 = 2 phi / 2, s = +-1 and w of odd harmonics, so that
+    residual x (cos phi0, sin phi0) has a part whose sign is s. Its top principal component shows it. More odd harmonics would add
+    components of the same size whose sign also changes along the circle. white: residuals in units of their own covariance, which is better where
+    most of them are background, and worse elsewhere.
     """
-    even = basis(twice, harmonics)
+    even = basis(twice, 3)
     rest = features - even @ np.linalg.lstsq(even, features, rcond=None)[0]
+    if white:
+        values, vectors = np.linalg.eigh(rest.T @ rest)
+        rest = rest @ (vectors / np.sqrt(values.clip(0) + 0.01 * values.max() + 1e-12))
     half = (twice % (2 * math.pi)) / 2
-    odd = np.stack([part(k * half) for k in range(1, 2 * harmonics, 2) for part in (np.cos, np.sin)], 1)
-    joined = (rest[:, :, None] * odd[:, None, :]).reshape(len(rest), -1)
-    top = scipy.sparse.linalg.svds(joined, 1, v0=np.ones(min(joined.shape)), return_singular_vectors="u")[0][:, 0]
+    joined = np.concatenate([rest * np.cos(half)[:, None], rest * np.sin(half)[:, None]], 1)
+    top = joined @ np.linalg.eigh(joined.T @ joined)[1][:, -1]
     return half + math.pi * (top < 0)
 
 
@@ -302,8 +306,9 @@ def ways(features: Array, graph: Neighbours, change: Array, harmonics: int, eige
     found = []
     for name, start in starts.items():
         found.append(settle(name, features, graph, start, plan))
-        for twice in (start, found[-1].angle):
-            found.append(settle(f"{name} halved", features, graph, unfold(features, twice), plan))
+        twice = found[-1].angle
+        for white in (False, True):
+            found.append(settle(f"{name} halved", features, graph, unfold(features, twice, white), plan))
     return sorted(found, key=lambda one: -one.level)
 
 
@@ -370,6 +375,6 @@ def find_way(
         change = small_changes(features @ project, tangents @ project, graph)
         found = ways(features, graph, change, harmonics)
     mended = [swap_arcs(one, features, graph, harmonics, 12) for one in found[:3]]
-    best = swap_arcs(max(mended, key=lambda one: one.level), features, graph, harmonics, 18)
-    best = settle(best.name, features, graph, best.angle, ((harmonics, rounds),))
+    mended = [settle(one.name, features, graph, one.angle, ((harmonics, rounds),)) for one in mended]
+    best = max(mended, key=lambda one: one.level)
     return best, sorted([*mended, *found], key=lambda one: -one.level)
