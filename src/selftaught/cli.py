@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
-from selftaught.cli_checks import check_data, check_features, check_field_words, check_method, check_run, near
+from selftaught.cli_checks import check_data, check_features, check_field_words, check_method, check_run, near, taken_as_clips
 from selftaught.core.allocator import keep_memory
 from selftaught.core.errors import EXIT_SIGINT, EXIT_USAGE, ConfigError, RunError, SelftaughtError, suggest
 
@@ -217,11 +217,7 @@ def segment(
     """
     check_run(run)
     check_data(data)
-    from selftaught.data.clips import is_clips
-
-    if is_clips(data) or smooth is not None:
-        if boxes is not None or engine != "local":
-            raise ConfigError("--boxes and --engine are for pictures.", do="Leave them away for clips.")
+    if smooth is not None or taken_as_clips(data, boxes, engine):
         from selftaught.apply_clips import segment_clips
 
         print(f"wrote {segment_clips(run, data, out, threshold=threshold, min_area=min_area, smooth=smooth)}")
@@ -233,9 +229,7 @@ def segment(
     print(f"wrote {job(run, data, out, threshold=threshold, min_area=min_area, **more)}")
 
 
-def reconstruct(
-    run: Run, data: Data, *, out: str, px: Annotated[int, arg(metavar="PX")] = 160, limit: Limit = None
-) -> None:
+def reconstruct(run: Run, data: Data, *, out: str, px: Annotated[int, arg(metavar="PX")] = 160, limit: Limit = None) -> None:
     """Write the solid object in each picture: a textured GLB, a turntable GIF, depth, and the poses of all.
 
     Args:

@@ -71,3 +71,13 @@ def check_field_words(
         raise ConfigError(f"Where is {dataset}?", expected="--root DIR, the folder of its official archives, unpacked")
     if dataset is not None and data is not None:
         raise ConfigError("DATA and --dataset name two things to score on.", do="Give one of them.")
+
+
+def taken_as_clips(data: str, boxes: str | None, engine: str) -> bool:
+    """Whether `segment` takes data as clips; raises ConfigError for options that are for pictures."""
+    from selftaught.data.clips import is_clips
+
+    found = is_clips(data)
+    if found and (boxes is not None or engine != "local"):
+        raise ConfigError("--boxes and --engine are for pictures.", do="Leave them away for clips.")
+    return found
