@@ -17,7 +17,15 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
-from selftaught.cli_checks import check_data, check_features, check_field_words, check_method, check_run, near, taken_as_clips
+from selftaught.cli_checks import (
+    check_data,
+    check_features,
+    check_field_words,
+    check_method,
+    check_run,
+    near,
+    taken_as_clips,
+)
 from selftaught.core.allocator import keep_memory
 from selftaught.core.errors import EXIT_SIGINT, EXIT_USAGE, ConfigError, RunError, SelftaughtError, suggest
 
