@@ -17,15 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
-from selftaught.cli_checks import (
-    check_data,
-    check_features,
-    check_field_words,
-    check_method,
-    check_run,
-    near,
-    taken_as_clips,
-)
+from selftaught.cli_checks import as_clips, check_data, check_features, check_field_words, check_method, check_run, near
 from selftaught.core.allocator import keep_memory
 from selftaught.core.errors import EXIT_SIGINT, EXIT_USAGE, ConfigError, RunError, SelftaughtError, suggest
 
@@ -225,7 +217,7 @@ def segment(
     """
     check_run(run)
     check_data(data)
-    if smooth is not None or taken_as_clips(data, boxes, engine):
+    if smooth is not None or as_clips(data, boxes, engine):
         from selftaught.apply_clips import segment_clips
 
         print(f"wrote {segment_clips(run, data, out, threshold=threshold, min_area=min_area, smooth=smooth)}")

@@ -73,7 +73,7 @@ def check_field_words(
         raise ConfigError("DATA and --dataset name two things to score on.", do="Give one of them.")
 
 
-def taken_as_clips(data: str, boxes: str | None, engine: str) -> bool:
+def as_clips(data: str, boxes: str | None, engine: str) -> bool:
     """Whether `segment` takes data as clips; raises ConfigError for options that are for pictures."""
     from selftaught.data.clips import is_clips
 
