@@ -34,9 +34,9 @@ from selftaught.measure.score import Score
 from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, Segments, TrainConfig
 from selftaught.nets.bilateral import follow_edges
 from selftaught.segmentation.border import border_contrast
-from selftaught.segmentation.cut import overlay
+from selftaught.segmentation.cut import centred, overlay
 from selftaught.segmentation.tokencut import TokenCut, tokencut_masks
-from selftaught.segmentation.voting import centred, pseudo_mask_file, spectral_candidates, vote
+from selftaught.segmentation.voting import pseudo_mask_file, spectral_candidates, vote
 
 SETTLE_PICTURES = 1024
 """Training pictures on which the value that cuts the masks is found."""
