@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from selftaught.core.errors import ConfigError
 from selftaught.method import Progress
+from selftaught.segmentation.cut import centred
 from selftaught.segmentation.selfmask import SelfMask, dice_loss, largest, otsu, ranking_loss, without_wisps
-from selftaught.segmentation.voting import centred, kmeans, pseudo_mask_file, spectral_candidates, vote
+from selftaught.segmentation.voting import kmeans, pseudo_mask_file, spectral_candidates, vote
 
 TINY: Any = SelfMask.sizes["tiny"]
 

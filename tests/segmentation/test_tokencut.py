@@ -255,3 +255,23 @@ def test_published_boxes_have_the_format_of_ours() -> None:
     for x0, y0, x1, y1 in boxes.values():
         assert x0 % 16 == y0 % 16 == 0 and x0 < x1 and y0 < y1
         assert (x1 % 16 == 0 or x1 <= 500) and (y1 % 16 == 0 or y1 <= 500)
+
+
+def test_what_all_patches_share_is_taken_away_where_asked() -> None:
+    """Features that resemble each other everywhere join all patches; without what they share the blob is found."""
+    generator = torch.Generator().manual_seed(0)
+    blob = torch.zeros(12, 12, dtype=torch.bool)
+    blob[3:7, 4:9] = True
+    common, thing = torch.randn(2, 24, 1, 1, generator=generator)
+    keys = 10 * common + torch.where(blob, thing, -0.3 * thing) + 0.1 * torch.randn(24, 12, 12, generator=generator)
+
+    class Alike(nn.Module):
+        image_px, patch_px = 12, 1
+
+        def features(self, images: Tensor) -> Tensor:
+            return keys.expand(len(images), -1, -1, -1)
+
+    images = torch.rand(1, 3, 12, 12)
+    plain, centre = (TokenCut(TokenCutConfig(image_px=12, centre=c), {"features": Alike()}).segment(images)[0] > 0.5 for c in (False, True))
+    overlaps = [float((m & blob).sum() / (m | blob).sum()) for m in (plain, centre)]
+    assert overlaps[0] < 0.3 and overlaps[1] > 0.8, overlaps

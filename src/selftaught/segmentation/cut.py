@@ -37,6 +37,8 @@ class CutConfig(TrainConfig):
     """Optimiser steps in all; a cut has none."""
     batch_size: int = 32
     """Pictures per call of the features."""
+    centre: bool = False
+    """Take away what all patches of a picture share: features of small networks resemble each other everywhere."""
     max_patches: int = 8100
     """Most patches per picture; N patches need a matrix of 4 N^2 bytes (262 MB for 8,100)."""
     refine: Literal["none", "bilateral"] = "none"
@@ -59,6 +61,15 @@ class CutConfig(TrainConfig):
             raise ValueError("sigma_space_px, sigma_luma and sigma_chroma must be positive")
         if not 0.0 <= self.min_iou <= 1.0:
             raise ValueError("min_iou must be in [0, 1]")
+
+
+def centred(maps: Tensor) -> Tensor:
+    """(B, D, h, w) patch features without what all patches of a picture share: it says nothing about which belong together.
+
+    Patches of which nothing is left (all of them, in a blank picture) get one direction in common, since a cut needs some.
+    """
+    rest = maps - maps.mean((2, 3), keepdim=True)
+    return torch.where((rest == 0).all(1, keepdim=True), torch.full_like(rest, 1e-6), rest)
 
 
 def key_rows(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,7 +159,7 @@ class CutMethod(Method):
                     why=f"the graph needs {4 * patches * patches / 2**20:.0f} MB",
                     do="Raise max_patches, or use features of smaller pictures.",
                 )
-            yield keys, part
+            yield centred(keys) if self.config.centre else keys, part
 
     @torch.no_grad()
     def segment(self, images: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class Cutler(ManyCut):
     Config: ClassVar[type[TrainConfig]] = CutlerConfig
     sizes: ClassVar[Mapping[str, TrainConfig]] = {
         "tiny": CutlerConfig(image_px=32),
-        "small": CutlerConfig(),
+        "small": CutlerConfig(centre=True),
         "paper": CutlerConfig(image_px=480, batch_size=4),
     }
     config: CutlerConfig

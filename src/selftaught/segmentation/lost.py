@@ -142,7 +142,7 @@ class Lost(CutMethod):
     Config: ClassVar[type[TrainConfig]] = LostConfig
     sizes: ClassVar[Mapping[str, TrainConfig]] = {
         "tiny": LostConfig(image_px=32, k=8),
-        "small": LostConfig(k=15),  # about the same share of the 144 patches as 100 of a full-size picture's
+        "small": LostConfig(k=15, centre=True),  # about the same share of the 144 patches as 100 of a full-size picture's
         "paper": LostConfig(image_px=480, batch_size=4),
     }
     config: LostConfig

@@ -34,7 +34,7 @@ from selftaught.measure.score import Score
 from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, Segments, TrainConfig
 from selftaught.nets.bilateral import follow_edges
 from selftaught.nets.discriminators import advance, fooled, hinge_fake, hinge_real
-from selftaught.segmentation.cut import overlay
+from selftaught.segmentation.cut import centred, overlay
 from selftaught.segmentation.move_nets import IMAGENET, Judge, SegmenterHead, frozen_maps
 from selftaught.segmentation.move_scene import (
     Scene,
@@ -48,7 +48,7 @@ from selftaught.segmentation.move_scene import (
 )
 from selftaught.segmentation.selfmask import SelfMaskConfig, Teacher, dice_loss, moved, otsu, resize, teach
 from selftaught.segmentation.tokencut import TokenCut, tokencut_masks
-from selftaught.segmentation.voting import centred, pseudo_mask_file
+from selftaught.segmentation.voting import pseudo_mask_file
 
 KINDS = ("picture", "unshifted", "composite", "copied")
 """What the discriminator sees: two real ones, two fakes."""

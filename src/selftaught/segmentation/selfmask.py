@@ -34,9 +34,9 @@ from selftaught.measure.score import Score
 from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, Segments, TrainConfig
 from selftaught.nets.bilateral import follow_edges
 from selftaught.segmentation.border import border_contrast
-from selftaught.segmentation.cut import overlay
+from selftaught.segmentation.cut import centred, overlay
 from selftaught.segmentation.tokencut import TokenCut, tokencut_masks
-from selftaught.segmentation.voting import centred, pseudo_mask_file, spectral_candidates, vote
+from selftaught.segmentation.voting import pseudo_mask_file, spectral_candidates, vote
 
 SETTLE_PICTURES = 1024
 """Training pictures on which the value that cuts the masks is found."""
@@ -372,14 +372,16 @@ class SelfMask(Method):
     def segment(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to soft masks (B, H, W): at the network's square, then resized to the picture."""
         size = images.shape[-2:]
-        square = self.squares(images)
-        mask = self.answer(self.average.module, square)
+        square, net = self.squares(images), self.average.module
+        mask = self.answer(net, square)
         if self.config.refine == "bilateral":
-            sigma_px = self.image_px / 12
+            mask = (mask + self.answer(net, square.flip(3)).flip(2)) / 2
+            sigma_px, width_px = self.image_px / 12, 2 * round(self.image_px / 96) + 1
             soft = follow_edges(square, mask, sigma_space_px=sigma_px, sigma_luma=8.0, sigma_chroma=8.0).clamp(0, 1)
-            # The solver blurs as well: where its values part becomes 0.5. It also leaves wisps along edges of the background;
-            # what is left without them parts once more, so that a grey background goes where the object is lighter still.
-            opened = without_wisps(moved(soft, otsu(soft[:, None], 64)[:, 0]), 2 * round(self.image_px / 96) + 1)
+            # The solver blurs as well: where its values part becomes 0.5. It also leaves cracks, and wisps along edges of the
+            # background; what is left parts once more, so that a grey background goes where the object is lighter still.
+            whole = -without_wisps(-moved(soft, otsu(soft[:, None], 64)[:, 0]), width_px)
+            opened = without_wisps(whole, width_px)
             mask = moved(opened, otsu(opened[:, None], 64)[:, 0])
         else:
             mask = moved(mask, self.part)

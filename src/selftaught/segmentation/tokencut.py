@@ -116,7 +116,7 @@ class TokenCut(CutMethod):
     Config: ClassVar[type[TrainConfig]] = TokenCutConfig
     sizes: ClassVar[Mapping[str, TrainConfig]] = {
         "tiny": TokenCutConfig(image_px=32),
-        "small": TokenCutConfig(),
+        "small": TokenCutConfig(centre=True),
         "paper": TokenCutConfig(image_px=480, batch_size=4),
     }
     config: TokenCutConfig

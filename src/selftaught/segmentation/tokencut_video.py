@@ -26,10 +26,9 @@ from torch import Tensor
 from selftaught.core.errors import ConfigError
 from selftaught.method import TrainConfig
 from selftaught.nets.normalized_cut import second_eigenvector
-from selftaught.segmentation.cut import CutConfig, CutMethod, unit_rows
+from selftaught.segmentation.cut import CutConfig, CutMethod, centred, unit_rows
 from selftaught.segmentation.flow import optical_flow, same_motion
 from selftaught.segmentation.tokencut import check_graph, orient, tokencut_masks
-from selftaught.segmentation.voting import centred
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,7 @@ import torch
 from torch import Tensor
 
 from selftaught.core.atomic import replacing
-from selftaught.segmentation.cut import unit_rows
-
-
-def centred(maps: Tensor) -> Tensor:
-    """(B, D, h, w) patch features without what all patches of a picture share: it says nothing about which belong together.
-
-    Patches of which nothing is left (all of them, in a blank picture) get one direction in common, since a cut needs some.
-    """
-    rest = maps - maps.mean((2, 3), keepdim=True)
-    return torch.where((rest == 0).all(1, keepdim=True), torch.full_like(rest, 1e-6), rest)
+from selftaught.segmentation.cut import centred, unit_rows
 
 
 @torch.no_grad()
