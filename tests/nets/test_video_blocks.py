@@ -33,6 +33,15 @@ def test_half_pixel_shifts_interpolate_and_go_back() -> None:
     assert float((there_and_back - x)[..., 2:-2].abs().max()) < 0.05
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e30])
+def test_a_shift_that_is_not_finite_is_seen_and_does_no_harm(bad: float) -> None:
+    x, shift = torch.rand(2, 3, 8, 8, requires_grad=True), torch.tensor([[bad, 0.0], [0.25, 0.0]], requires_grad=True)
+    for padding in ("zeros", "border"):
+        out = shift_layer(x, shift, padding)  # type: ignore[arg-type]
+        out.sum().backward()
+        assert bool(torch.isfinite(out[1]).all()) and (abs(bad) < 1e31 or not bool(torch.isfinite(out[0]).any()))
+
+
 def test_blocks_have_their_shapes_at_odd_sizes() -> None:
     x = torch.rand(2, 4, 10, 14)
     assert SameBlock(4, 6, 2)(x).shape == (2, 6, 5, 7)

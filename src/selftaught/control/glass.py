@@ -28,6 +28,8 @@ from selftaught.control.glass_lma import LMA, Drawn, LocalLoss, lma_losses
 from selftaught.control.glass_parts import build_gma, build_lma, perceptual_of
 from selftaught.control.glass_play import parse, play
 from selftaught.control.glass_scores import glass_scores
+from selftaught.core.config import read_json, write_json
+from selftaught.core.errors import RunError
 from selftaught.measure.score import Score
 from selftaught.method import Actions, Method, Parsed, Parts, Picture, Played, Player, Progress, TrainConfig
 from selftaught.nets.video_blocks import Norm, shift_layer
@@ -209,12 +211,20 @@ class GLASS(Method):
         return cls.needs if config.perceptual == "features" else {}
 
     def begin(self, images: Any, run_dir: Path, say: Any) -> None:
-        """Estimate the size prior from what moves in training clips, where the config leaves it open."""
+        """Estimate the size prior from what moves in training clips, where the config leaves it open; RUN/size_prior.json keeps it."""
         if self.config.size:
+            return
+        path = run_dir / "size_prior.json"
+        if path.exists():
+            kept = read_json(path).get("share")
+            if not isinstance(kept, float) or not 0 < kept < 1:
+                raise RunError(f"{path} is damaged.", expected='{"share": number between 0 and 1}', do="Remove it; it is made again.")
+            self.share.fill_(kept)
             return
         rows = np.unique(np.linspace(0, len(images) - 1, min(64, len(images))).astype(int))
         _, moving = first_teacher(self.scaled(images.batch(rows)), self.config.ground_reach_px, self.config.teach_threshold)
         self.share.fill_(float(moving.mean().clamp(0.01, 0.3)))
+        write_json(path, {"share": float(self.share)})
         say(f"size prior: {float(self.share):.3f} of the frame, from what moves otherwise than most of it")
 
     def players(self) -> dict[str, Player]:

@@ -158,11 +158,10 @@ class Renderer(nn.Module):
         if not residual:
             self.final = nn.Conv2d(*last, padding=last[2] // 2)
         else:
-            self.change = nn.Sequential(
-                nn.Conv2d(c + 4 * fold**2, c, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(c, 5 * fold**2, 3, padding=1)
-            )
-            with torch.no_grad():
-                self.change[-1].bias[-(fold**2) :] = -1.5  # type: ignore[index]  # gates begin nearly closed: the shift alone
+            drawing = nn.Conv2d(c, 5 * fold**2, 3, padding=1)
+            assert drawing.bias is not None
+            drawing.bias.data[-(fold**2) :] = -1.5  # gates begin nearly closed: the shift alone
+            self.change = nn.Sequential(nn.Conv2d(c + 4 * fold**2, c, 3, padding=1), nn.LeakyReLU(0.2), drawing)
 
     def forward(self, x: Tensor, moved: Tensor | None = None) -> Drawn:
         """(B, hidden, h, w) to the foreground, coarse scales last.

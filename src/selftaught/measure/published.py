@@ -101,7 +101,7 @@ def fid(real: Any, made: Any, weights: str | os.PathLike[str] | None = None, bat
     real, made = _pictures(real), _pictures(made)
     net = FIDInception()
     take(net, find_weights("inception", weights), "Inception network of the FID")
-    return frechet_distance(*(_features(net, x, batch) for x in (real, made)))
+    return frechet_distance(_features(net, real, batch), _features(net, made, batch))
 
 
 @torch.no_grad()
@@ -112,7 +112,7 @@ def fvd(real: Any, made: Any, weights: str | os.PathLike[str] | None = None, bat
         raise ValueError("expected clips of at least 9 frames")
     net = I3D()
     take(net, find_weights("i3d", weights), "I3D network of Kinetics-400")
-    return frechet_distance(*(_features(net, x, batch) for x in (real, made)))
+    return frechet_distance(_features(net, real, batch), _features(net, made, batch))
 
 
 def _pictures(values: Any) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from selftaught.method import EvalData, Method, Picture, TrainConfig
 from selftaught.nets.backbones import Backbone, build_backbone
 from selftaught.nets.official import RANDOM, load_weights
 from selftaught.nets.whitening import Whitening
-
-if TYPE_CHECKING:
-    from selftaught.data.cache import ImageSet
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class EncoderMethod(Method):
         return self.whitened(self.pooled(images))
 
     @torch.no_grad()
-    def settle(self, images: ImageSet) -> None:
+    def settle(self, images: Any) -> None:
         """Take the whitening's statistics from training pictures spread evenly over the set."""
         if self.whitening is None:
             return
