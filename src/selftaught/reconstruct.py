@@ -122,9 +122,9 @@ def glb(shape: Shapes) -> bytes:
 def turntable(shape: Shapes, px: int, frames: int = FRAMES) -> np.ndarray[Any, Any]:
     """(T, px, px, 3) uint8: the object on white from all sides, or swinging when its surface is open; light from above the camera."""
     topology = Topology(shape.faces, shape.points.shape[1])
-    is_open = bool((topology.edge_faces[:, 1] < 0).any())
+    swings = is_open(shape.points[0], shape.faces)
     phase = torch.arange(frames) * 2 * math.pi / frames
-    azimuth = SWING_RAD * phase.sin() if is_open else phase
+    azimuth = SWING_RAD * phase.sin() if swings else phase
     still = torch.zeros(frames)
     points = shape.points.expand(frames, -1, -1)
     distance = float(shape.position[0].norm())
@@ -150,6 +150,15 @@ def turntable(shape: Shapes, px: int, frames: int = FRAMES) -> np.ndarray[Any, A
         (torch.cat(parts).permute(0, 2, 3, 1) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
     )
     return found
+
+
+def is_open(points: Tensor, faces: Tensor) -> bool:
+    """Whether a surface of points (V, 3) has a border; vertices at the same place, as at the seams of textures, count as one."""
+    place = (points / points.abs().max().clamp_min(1e-12) * 1e5).round()
+    single, which = torch.unique(place, dim=0, return_inverse=True)
+    welded = which[faces]
+    whole = (welded != welded.roll(1, 1)).all(1)
+    return bool((Topology(welded[whole], len(single)).edge_faces[:, 1] < 0).any())
 
 
 def gif(frames: np.ndarray[Any, Any], fps: int = 12) -> bytes:

@@ -62,7 +62,7 @@ def test_scores_stand_beside_the_ellipsoid() -> None:
     truth = (np.clip(box * 1.3, box.min(0), box.max(0)), faces)  # a rounded box
     scores = shape_scores([truth, CARD], [truth, truth], mean_truth=truth, count=3000)
     chamfers = scores["chamfer"]
-    assert chamfers.baselines["mean_shape (oracle)"] < chamfers.baselines["ellipsoid"] < chamfers.baselines["sphere"]
+    assert chamfers.baselines["mean_shape (oracle)"] < 0.5 * min(chamfers.baselines[k] for k in ("ellipsoid", "sphere"))
     assert scores["thickness_error"].value == pytest.approx(0.5, abs=0.02), "one is right, the other a card"
     low, high = (part(ellipsoid_like(*truth)[0], axis=0) for part in (np.min, np.max))
     np.testing.assert_allclose([low, high], [truth[0].min(0), truth[0].max(0)], atol=1e-6)

@@ -38,18 +38,15 @@ def test_histograms_are_like_those_of_the_field() -> None:
     np.testing.assert_allclose(np.linalg.norm(mine.reshape(4, 3, 3, 36), axis=3), 1, atol=1e-5)
 
 
-def test_histograms_follow_a_smooth_change_smoothly() -> None:
+def test_histograms_follow_a_slow_turn_without_jumps() -> None:
+    """Votes shared between orientations: no step of a slow turn of stripes stands out, as some do when each pixel votes for one bin."""
     line = torch.arange(32) / 4.0
-    edge = (
-        torch.stack(
-            [torch.sin(line[None, :] * math.cos(a) + line[:, None] * math.sin(a)) for a in torch.linspace(0.2, 0.3, 6)]
-        )
-        / 2
-        + 0.5
-    )
-    found = circle.hog_features(edge[:, None].expand(-1, 3, -1, -1))
-    steps = found.diff(dim=0).norm(dim=1)
-    assert float(steps.max() / steps.min()) < 2
+    turns = torch.linspace(0.1, 0.5, 17)
+    stripes = torch.stack([torch.sin(line[None, :] * a.cos() + line[:, None] * a.sin()) for a in turns]) / 2 + 0.5
+    stripes = stripes[:, None].expand(-1, 3, -1, -1)
+    mine = circle.hog_features(stripes).diff(dim=0).norm(dim=1).numpy()
+    theirs = np.linalg.norm(np.diff(hog(stripes.numpy(), None), axis=0), axis=1)
+    assert mine.max() / mine.mean() < 2 < theirs.max() / theirs.mean()
 
 
 def test_a_turn_moves_the_middle_to_the_right_and_back() -> None:
@@ -62,7 +59,7 @@ def test_a_turn_moves_the_middle_to_the_right_and_back() -> None:
 
     for angle in (0.1, 0.3, -0.2):
         moved = (centre(circle.turned(spot, angle)) - centre(spot)) / 16
-        assert moved == pytest.approx(0.9 * math.sin(angle), abs=0.02)
+        assert moved == pytest.approx(0.9 * math.sin(angle), abs=0.03)
     image = torch.nn.functional.avg_pool2d(torch.rand(1, 3, 32, 32), 7, 1, 3)
     back = circle.turned(circle.turned(image, 0.15), -0.15)
     assert float((back - image).abs().mean()) < 0.3 * float((circle.turned(image, 0.15) - image).abs().mean())
@@ -91,7 +88,7 @@ def test_eigenvectors_agree_with_dense_ones(monkeypatch: pytest.MonkeyPatch) -> 
 def test_integration_recovers_angles_from_differences_with_wild_edges() -> None:
     """Angular synchronisation; a tenth of the edges says nothing but noise."""
     features, angle = ring(seed=2)
-    graph = circle.neighbour_graph(features, 8)
+    graph = circle.neighbour_graph(features, 20)
     change = np.angle(np.exp(1j * (angle[graph.second] - angle[graph.first])))
     wild = np.random.RandomState(0).rand(len(change)) < 0.1
     # Both directions of an edge must tell the same.
@@ -156,9 +153,10 @@ def test_halves_of_the_circle_are_told_apart_from_twice_the_angle() -> None:
     assert azimuth_scores(found, angle)["acc30"].value > 0.97
 
 
-def test_the_right_way_round_is_chosen_without_truth() -> None:
-    features, angle = ring(count=400, noise=0.08, seed=5)
-    tangents = np.random.RandomState(0).randn(400, 12)  # the small changes say nothing here
+def test_the_right_way_round_is_chosen_without_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(circle, "_SWEEPS", 1)
+    features, angle = ring(count=240, noise=0.08, seed=5)
+    tangents = np.random.RandomState(0).randn(240, 12)  # the small changes say nothing here
     best, others = circle.find_way(features, tangents, 10, 3, 1, 5)
     assert [one.level for one in others] == sorted((one.level for one in others), reverse=True)
     assert error_deg(best.angle, angle) < 6 and any(error_deg(one.angle, angle) > 40 for one in others)

@@ -103,7 +103,7 @@ def test_shading_is_lamberts_law() -> None:
 
 
 def test_gradients_of_shape_and_viewpoint_agree_with_differences() -> None:
-    m = method(depth_px=8, flip_weight=0.5, smooth_weight=0.1).double()
+    m = method(depth_px=8, flip_weight=0.5).double()
     random = torch.Generator().manual_seed(4)
     line = torch.arange(16, dtype=torch.float64)
     smooth = (0.5 + 0.4 * torch.sin(line / 4)[None, :] * torch.cos(line / 5)[:, None]).expand(1, 3, 16, 16)
@@ -116,7 +116,7 @@ def test_gradients_of_shape_and_viewpoint_agree_with_differences() -> None:
 
     def loss(*parts: torch.Tensor) -> torch.Tensor:
         d, a, w, lights = parts
-        return m.explain(pictures, d, a, (rotation_from_angles(*w.unbind(1)), shift), lights, None)[0]
+        return m.explain(pictures, d, a, (rotation_from_angles(*w.unbind(1)), shift), lights, None, 0.1)[0]
 
     given = (depth, albedo, angles, light)
     gradients = torch.autograd.grad(loss(*given), given)
@@ -124,7 +124,7 @@ def test_gradients_of_shape_and_viewpoint_agree_with_differences() -> None:
         direction = torch.randn(value.shape, generator=random, dtype=torch.float64)
         step = 1e-6 * direction
         moved = [tuple(v + sign * step if i == k else v for i, v in enumerate(given)) for sign in (1, -1)]
-        difference = float(loss(*moved[0]) - loss(*moved[1])) / 2e-6
+        difference = float((loss(*moved[0]) - loss(*moved[1])).detach()) / 2e-6
         assert float((gradient * direction).sum()) == pytest.approx(difference, rel=0.02, abs=1e-5), f"argument {k}"
 
 
@@ -164,15 +164,9 @@ def test_blank_pictures_give_finite_losses_and_gradients(fill: int) -> None:
 
 
 LEARNS = [
-    "image_px=16",
-    "width=8",
-    "code=32",
-    "depth_px=8",
-    "batch_size=16",
-    "lr=0.002",
-    "warmup_frac=0.02",
-    "clip_norm=5.0",
-]
+    "image_px=32", "width=16", "regressor_width=16", "code=96", "depth_px=16", "batch_size=16", "warmup_frac=0.02", "clip_norm=5.0",
+    "smooth_weight=0.4",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -184,14 +178,13 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_it_learns_viewpoints_and_with_learning_rate_0_it_does_not(heads: Path, tmp_path: Path) -> None:
-    run = train("unsup3d", heads, tmp_path / "run", size="tiny", steps=250, set=LEARNS, quiet=True)
+    run = train("unsup3d", heads, tmp_path / "run", size="tiny", steps=200, set=[*LEARNS, "lr=0.001"], quiet=True)
     scores = evaluate(run)
-    still = train("unsup3d", heads, tmp_path / "still", size="tiny", steps=5, set=[*LEARNS[:-3], "lr=0.0"], quiet=True)
+    still = train("unsup3d", heads, tmp_path / "still", size="tiny", steps=2, set=[*LEARNS, "lr=0.0"], quiet=True)
     control = evaluate(still)
-    azimuth = scores["azimuth_median_deg"]
-    assert azimuth.value < 0.75 * azimuth.baselines["constant"] < control["azimuth_median_deg"].value / 0.75 * 1.2
-    assert scores["mad_deg"].value < 0.85 * scores["mad_deg"].baselines["plane"] < control["mad_deg"].value
-    assert scores["depth_correlation"].value > 0.2, "a face, not its hollow mould"
+    bar = 0.8 * scores["mad_deg"].baselines["plane"]
+    assert scores["mad_deg"].value < bar < control["mad_deg"].value
+    assert scores["depth_correlation"].value > 0.2 > control["depth_correlation"].value, "a face, not its hollow mould"
     from selftaught.loading import load_method
 
     learned = load_method(run)
@@ -201,6 +194,9 @@ def test_it_learns_viewpoints_and_with_learning_rate_0_it_does_not(heads: Path, 
     )
     both = [azimuth_of(learned.viewpoint(x).numpy()) for x in (images, images.flip(3))]  # type: ignore[operator]
     assert np.corrcoef(both[0], both[1])[0, 1] < -0.7, "a mirrored picture is seen from the mirrored side"
+    truths = [open_data(heads, "test").truth(i).view for i in range(40)]
+    true = azimuth_of(np.stack([view.rotation for view in truths if view is not None]))
+    assert np.corrcoef(both[0], true)[0, 1] > 0.5
 
 
 def test_config_fields_have_words() -> None:

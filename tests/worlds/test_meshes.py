@@ -228,7 +228,7 @@ def test_faces_without_area_are_dropped_and_what_holds_nothing_is_refused(tmp_pa
 
 
 def test_an_object_that_is_cut_off_still_has_its_truth() -> None:
-    recipe = checked(dataclasses.replace(recipe_of("cars", "tiny"), reach=0.4))
+    recipe = checked(dataclasses.replace(recipe_of("cars", "tiny"), reach=0.5))
     drawn = draw(recipe, [scenes.scene(recipe, 0, i) for i in range(3)])
     edge = np.concatenate([drawn.masks[:, [0, -1]].reshape(3, -1), drawn.masks[:, :, [0, -1]].reshape(3, -1)], 1)
     assert (edge > 127).any(1).all() and np.isfinite(drawn.depth).all()

@@ -246,7 +246,8 @@ def unfold(features: Array, twice: Array, white: bool) -> Array:
 
     Once what depends on 2 phi is taken away, features are s w(phi0) with phi0 = 2 phi / 2, s = +-1 and w of odd harmonics, so that
     residual x (cos phi0, sin phi0) has a part whose sign is s. Its top principal component shows it. More odd harmonics would add
-    components of the same size whose sign also changes along the circle. white: residuals in units of their own covariance, which is better where
+    components of the same size whose sign also changes along the circle. white: residuals in units of their own covariance,
+    which is better where
     most of them are background, and worse elsewhere.
     """
     even = basis(twice, 3)

@@ -4,7 +4,8 @@ Paper: Wu, Rupprecht, Vedaldi, "Unsupervised Learning of Probably Symmetric Defo
 A picture is explained as a depth map and colours in a canonical view, lit and then seen from another viewpoint. It is explained a
 second time from the mirrored depth and colours: both fit only when the canonical view is the symmetric one. Confidence maps say where
 the symmetry (or the model) does not hold.
-Differs: our renderer carries the canonical picture into the view (the mesh's vertices know their place in it, gradients are exact); depth is
+Differs: our renderer carries the canonical picture into the view (the mesh's vertices know their place in it, gradients are
+exact); depth is
 predicted at `depth_px` and enlarged, sigma has a floor, depths are held smooth: without these the depths of short trainings at 32 px are
 noise; no perceptual loss, since the paper's needs features learned with labels; one optimiser for all networks.
 Cost at `small`: less than a tenth of a second per step of 16 pictures on one core, two to three minutes in all.
@@ -56,7 +57,8 @@ class Unsup3DConfig(TrainConfig):
     flip_weight: float = 0.5
     """Weight of the reconstruction from mirrored depth and albedo; 0 gives the symmetry up."""
     smooth_weight: float = 0.8
-    """Weight of the mean difference of neighbouring depths, as a share of the range of depths."""
+    """Weight, at the end, of the mean difference of neighbouring depths as a share of the range of depths; it rises from a twentieth of
+    that, because depth that is held flat from the start keeps the viewpoint from being learned."""
     fov_rad: float = math.radians(10)
     """Angle of view from the lower to the upper edge that pictures are thought to be taken with."""
     depth_range: tuple[float, float] = (0.9, 1.1)
@@ -149,7 +151,8 @@ class Unsup3D(Method):
     Config = Unsup3DConfig
     capabilities = ("reconstruct", "viewpoint")
     sizes = {
-        "tiny": Unsup3DConfig(image_px=16, width=8, regressor_width=8, code=16, depth_px=8, batch_size=16, steps=20, lr=1e-3, weight_decay=0.0),
+        "tiny": Unsup3DConfig(image_px=16, width=8, regressor_width=8, code=16, depth_px=8, batch_size=16, steps=20, lr=1e-3,
+            weight_decay=0.0),
         "small": Unsup3DConfig(
             image_px=32, batch_size=16, steps=1600, lr=1e-3, weight_decay=0.0, clip_norm=5.0, warmup_frac=0.02,
         ),
@@ -257,7 +260,8 @@ class Unsup3D(Method):
             sigma = functional.softplus(self.confidence_net(batch).float()) + c.sigma_min
             sigma = functional.interpolate(sigma, batch.shape[-2:], mode="bilinear", align_corners=False)
         with torch.autocast(batch.device.type, enabled=False):
-            return self.explain(batch.float(), depth, albedo, (rotation, shift), light, sigma)
+            smooth = c.smooth_weight * max(progress.frac, 0.05)
+            return self.explain(batch.float(), depth, albedo, (rotation, shift), light, sigma, smooth)
 
     def explain(
         self,
@@ -267,6 +271,7 @@ class Unsup3D(Method):
         pose: tuple[Tensor, Tensor],
         light: Tensor,
         sigma: Tensor | None,
+        smooth_weight: float,
     ) -> tuple[Tensor, Parts]:
         """The loss of an explanation, from the canonical view and from its mirror image."""
         c = self.config
@@ -286,7 +291,7 @@ class Unsup3D(Method):
         smooth = (depth.diff(dim=1).abs().mean() + depth.diff(dim=2).abs().mean()) / (
             c.depth_range[1] - c.depth_range[0]
         )
-        total = own + c.smooth_weight * smooth
+        total = own + smooth_weight * smooth
         parts = {"own": float(own.detach()), "smooth": float(smooth.detach()), "reach": float(mask.mean())}
         if both:
             mirrored = laplace_nll(errors[1], None if sigma is None else sigma[:, 1:], mask)

@@ -150,7 +150,7 @@ class Viewpoint(Method):
         "tiny": ViewpointConfig(
             image_px=32, batch_size=16, steps=20, components=16, neighbours=6, harmonics=2, looks=1, rounds=5, net_px=16, width=8,
         ),
-        "small": ViewpointConfig(image_px=64, batch_size=64, steps=900, lr=2e-3, weight_decay=0.05, warmup_frac=0.05),
+        "small": ViewpointConfig(image_px=64, batch_size=64, steps=500, lr=3e-3, weight_decay=0.05, warmup_frac=0.05),
         "paper": ViewpointConfig(
             image_px=128, cell_px=16, components=128, batch_size=256, steps=20_000, net_px=128, width=64, lr=1e-3, weight_decay=0.05,
         ),

@@ -64,7 +64,7 @@ def car(random: np.random.RandomState) -> Solid:
         np.stack([edge, top - 0.015, z], 1), np.stack([0 * z, top, z], 1),
     ], 1)  # fmt: skip
     mirrored = half[:, ::-1][:, 1:-1] * np.array([-1, 1, 1])
-    rings = np.concatenate([half, mirrored], 1)[:, ::-1]  # this way round the skin looks outwards
+    rings = np.concatenate([half, mirrored], 1)
     build.loft(rings, _body_colours(body))
     for ring, out in ((rings[0], -1), (rings[-1], 1)):
         middle = np.broadcast_to(ring.mean(0), ring.shape)
@@ -78,8 +78,8 @@ def car(random: np.random.RandomState) -> Solid:
 def _body_colours(body: np.ndarray) -> np.ndarray:
     """(8, 8, 3): windows between belt and roof of the cabin, the windscreen and the rear window; the rest is painted."""
     colours = np.broadcast_to(body, (8, 8, 3)).copy()
-    # Around the ring, which is reversed: sill, belt, roof's edge and middle of the one side, then of the other.
-    sides, tops = (1, 4), (2, 3)
+    # Around the ring from below the middle: sill, belt, roof's edge, above the middle, and down again on the other side.
+    sides, tops = (2, 5), (3, 4)
     for station in (3, 4):
         colours[station, list(sides)] = _GLASS
     for station in (2, 5):

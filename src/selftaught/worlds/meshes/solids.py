@@ -60,7 +60,7 @@ class Builder:
     def loft(self, rings: Array, colours: Array) -> None:
         """Add the skin between rings (S, R, 3); colours (S - 1, R, 3), one for each quadrilateral."""
         right = np.roll(rings, -1, 1)
-        quads = np.stack([rings[:-1], right[:-1], right[1:], rings[1:]], 2)
+        quads = np.stack([right[:-1], right[1:], rings[1:], rings[:-1]], 2)
         self.corners.append(quads.reshape(-1, 4, 3))
         self.tints.append(np.asarray(colours, np.float64).reshape(-1, 3))
 
