@@ -211,12 +211,21 @@ def open_data(data: Any, split: str = "all") -> Source:
 
 
 def _frames_of_clips(data: Any, split: str) -> Source | None:
-    """Frames of clips as pictures, or None when the data hold no clips either."""
-    from selftaught.data.clip_frames import frames_as_pictures  # reads clips, which are named by what is in this module
+    """Frames of clips as pictures, or None when the data hold no clips either.
 
+    Only of local paths, of clips in memory, and of arrays that can be nothing else: a list of pictures of several sizes stays refused.
+    """
+    from selftaught.data.clip_frames import frames_as_pictures  # reads clips, which are named by what is in this module
+    from selftaught.data.clips import ClipSource
+
+    items = data if isinstance(data, (list, tuple)) else [data]
+    local = isinstance(data, (str, os.PathLike)) and "://" not in os.fspath(data)
+    arrays = bool(items) and all(len(getattr(item, "shape", ())) == (4 if items is data else 5) for item in items)
+    if not (local or arrays or isinstance(data, ClipSource)):
+        return None
     try:
         return frames_as_pictures(data, split)
-    except (DataError, BadFile):
+    except (DataError, BadFile, OSError, ValueError, RuntimeError):  # the last three: names that no file can have
         return None
 
 
