@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -22,13 +21,12 @@ from selftaught.worlds.meshes import writing
 
 TINY = Viewpoint.sizes["tiny"]
 MODULE = sys.modules[Viewpoint.__module__]
-SMALL_LOOK = dataclasses.replace(TINY, components=48, neighbours=10, harmonics=6, looks=2, rounds=10)
 
 
 @pytest.fixture(scope="module")
 def cars(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cars") / "cars"
-    writing.make("cars", folder, 500, 0, "tiny", ["px=48", "supersample=2"])
+    writing.make("cars", folder, 300, 0, "tiny", ["px=48", "supersample=2"])
     return folder
 
 
@@ -68,18 +66,17 @@ def test_pictures_of_nothing_in_particular_give_finite_angles() -> None:
     )
 
 
-def test_the_order_of_cars_is_found_and_runs_the_right_way_round(cars: Path) -> None:
-    images = build_cache(open_data(cars, "train"), 48)
-    source = open_data(cars, "train")
+@pytest.mark.nightly
+def test_the_order_of_cars_is_found_and_runs_the_right_way_round(tmp_path: Path) -> None:
+    writing.make("cars", tmp_path / "many", 2500, 0, "small")
+    source = open_data(tmp_path / "many", "train")
+    images = build_cache(source, 64)
     true = azimuth_of(np.stack([source.truth(i).view.rotation for i in range(len(source))]))  # type: ignore[union-attr]
     said: list[str] = []
-    found = look_around(images.batch(np.arange(len(images))), SMALL_LOOK, said.append)
+    found = look_around(images.batch(np.arange(len(images))), Viewpoint.sizes["small"], said.append)  # type: ignore[arg-type]
     scores = azimuth_scores(found[:, 0], true)
-    assert scores["azimuth_mod180_deg"].value < 20 < scores["azimuth_mod180_deg"].baselines["chance"]
-    assert scores["azimuth_median_deg"].value < scores["mirrored_deg"].value
+    assert scores["azimuth_median_deg"].value < 10 < scores["mirrored_deg"].value and scores["acc30"].value > 0.9
     assert any("azimuth grows" in text for text in said)
-    again = look_around(images.batch(np.arange(len(images))), SMALL_LOOK, said.append)
-    np.testing.assert_array_equal(found, again)
 
 
 def test_the_network_learns_what_it_is_told_and_not_what_is_shuffled(
@@ -96,7 +93,7 @@ def test_the_network_learns_what_it_is_told_and_not_what_is_shuffled(
         run = train("viewpoint", cars, tmp_path / name, size="tiny", steps=150, set=settings, quiet=True)
         scores[name] = evaluate(run)["azimuth_median_deg"]
     assert scores["told"].value < 0.5 * scores["told"].baselines["constant"]
-    assert scores["shuffled"].value > 0.7 * scores["shuffled"].baselines["constant"]
+    assert scores["shuffled"].value > 50
 
 
 def test_answers_are_rotations_about_the_upright_axis() -> None:
