@@ -247,8 +247,8 @@ def fit_minutes(
         begin = time.perf_counter()
         step(plan, len(times))
         times.append(time.perf_counter() - begin)
-    # Whatever else the machine does for a moment makes steps slower, nothing makes them faster.
-    seconds = float(np.quantile(times, 0.25))
+    # The median: the lower quartile promises steps that a machine with other work to do does not keep up for minutes.
+    seconds = float(np.median(times))
     steps = max(int(minutes * 60 / seconds), 20)
     write_json(run / "plan.json", asdict(plan))
     if not quiet:
