@@ -5,5 +5,8 @@ from __future__ import annotations
 from selftaught.registry import Entry
 
 METHODS = {
-    "glass": Entry("selftaught.control.glass:GLASS", "layers, global motion and discrete local actions of an agent, from clips alone"),
+    "glass": Entry(
+        "selftaught.control.glass:GLASS",
+        "layers, motion and local actions of an agent, from clips alone; experimental: local actions are not learned yet",
+    ),
 }
