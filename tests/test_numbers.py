@@ -112,7 +112,7 @@ def spoiling(method: type[Method], bad: Callable[[int], bool], where: str) -> It
     def prepared(self: Method, images: Tensor, indices: Any) -> Any:
         batch = prepare(self, images, indices)
         if where == "input" and bad(step[0]):
-            parts = list(batch.values()) if isinstance(batch, dict) else batch if isinstance(batch, list) else [batch]
+            parts = list(batch.values()) if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else [batch]
             parts[0][0, 0, ..., 5, 5] = NAN  # one number of the pictures that the network sees
         return batch
 
@@ -141,7 +141,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
     name: str, where: str, data: Path, given: dict[str, str], tmp_path: Path
 ) -> None:
     cls = registry.load_class(name)
-    if (name, where) == ("cad", "buffer"):
+    if where == "buffer" and name in ("cad", "viewpoint", "unsup3d"):
         pytest.skip("it has no buffers")
     need = tuple(given[what] for what in cls.needs)
     with spoiling(cls, BAD.__contains__, where):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,13 @@ def glass_scores(model: Any, data: ClipTest) -> dict[str, Score]:
         scores |= layer_scores(data, data.truth, found)
         scores |= shift_scores(data, data.truth, found)
         scores |= action_scores(model, data.truth, found, data.seed)
-    return scores
+    return {name: told(score) for name, score in scores.items() if np.isfinite(score.value)}
+
+
+def told(score: Score) -> Score:
+    """A score of all clips together has no interval: both ends are its value; baselines that no clip defines are left out."""
+    ends = score.ci95 if np.isfinite(score.ci95).all() else (score.value, score.value)
+    return replace(score, ci95=ends, baselines={k: v for k, v in score.baselines.items() if np.isfinite(v)})
 
 
 class Found(dict[str, Any]):

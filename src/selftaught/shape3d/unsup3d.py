@@ -259,6 +259,8 @@ class Unsup3D(Method):
         if c.confidence:
             sigma = functional.softplus(self.confidence_net(batch).float()) + c.sigma_min
             sigma = functional.interpolate(sigma, batch.shape[-2:], mode="bilinear", align_corners=False)
+        if not bool(torch.isfinite(depth).all() & torch.isfinite(rotation).all() & torch.isfinite(shift).all()):
+            return depth.sum() + rotation.sum() + shift.sum(), {}  # not finite: the loop undoes the step, the renderer would refuse it
         with torch.autocast(batch.device.type, enabled=False):
             smooth = c.smooth_weight * max(progress.frac, 0.05)
             return self.explain(batch.float(), depth, albedo, (rotation, shift), light, sigma, smooth)
