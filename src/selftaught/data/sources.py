@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import stat
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -220,6 +221,8 @@ def _frames_of_clips(data: Any, split: str) -> Source | None:
 
     items = data if isinstance(data, (list, tuple)) else [data]
     local = isinstance(data, (str, os.PathLike)) and "://" not in os.fspath(data)
+    if local and os.fspath(data).endswith(".npz"):  # pictures with something wrong are not clips
+        local = zipfile.is_zipfile(data) and "clips.npy" in zipfile.ZipFile(data).namelist()
     arrays = bool(items) and all(len(getattr(item, "shape", ())) == (4 if items is data else 5) for item in items)
     if not (local or arrays or isinstance(data, ClipSource)):
         return None
@@ -294,10 +297,6 @@ def _open_path(text: str) -> Source:
 
 
 def _open_folder(root: Path) -> Source:
-    from selftaught.data.rendered import is_rendered, open_rendered
-
-    if is_rendered(root):
-        return open_rendered(root)
     name = root.resolve().name or "data"
     try:
         entries = {entry.name: entry for entry in os.scandir(root)}
