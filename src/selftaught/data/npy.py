@@ -46,11 +46,25 @@ def read_arrays(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _unzip(stream: BinaryIO, size: int, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+def holds_array(path: Path, name: str) -> bool:
+    """True when `path` is an npz with an array called `name`; False for anything else, whatever is wrong with it."""
+    try:
+        with path.open("rb") as stream, _zip(stream) as archive:
+            return f"{name}.npy" in archive.namelist()
+    except Exception:  # as above; whoever reads the file afterwards says what is wrong
+        return False
+
+
+def _zip(stream: BinaryIO) -> zipfile.ZipFile:
+    """Open a zip whose list of members is not too long to be read."""
     record = zipfile._EndRecData(stream)  # type: ignore[attr-defined]  # what ZipFile itself will go by
     if record is None or record[5] > MAX_DIRECTORY_BYTES:
         raise ValueError("too many members" if record else "it is cut off")
-    with zipfile.ZipFile(stream) as archive:
+    return zipfile.ZipFile(stream)
+
+
+def _unzip(stream: BinaryIO, size: int, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    with _zip(stream) as archive:
         infos = archive.infolist()
         twice = [name for name, count in Counter(info.filename for info in infos).items() if count > 1]
         if twice:

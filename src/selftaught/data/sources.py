@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import stat
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -30,6 +29,7 @@ from selftaught.data.base import (
     split_indices,
     unique_keys,
 )
+from selftaught.data.npy import holds_array
 from selftaught.data.readers import SUFFIXES, BadFile
 
 __all__ = [
@@ -222,7 +222,7 @@ def _frames_of_clips(data: Any, split: str) -> Source | None:
     items = data if isinstance(data, (list, tuple)) else [data]
     local = isinstance(data, (str, os.PathLike)) and "://" not in os.fspath(data)
     if local and os.fspath(data).endswith(".npz"):  # pictures with something wrong are not clips
-        local = zipfile.is_zipfile(data) and "clips.npy" in zipfile.ZipFile(data).namelist()
+        local = holds_array(Path(data), "clips")
     arrays = bool(items) and all(len(getattr(item, "shape", ())) == (4 if items is data else 5) for item in items)
     if not (local or arrays or isinstance(data, ClipSource)):
         return None
