@@ -59,6 +59,9 @@ class Unsup3DConfig(TrainConfig):
     smooth_weight: float = 0.8
     """Weight, at the end, of the mean difference of neighbouring depths as a share of the range of depths; it rises from a twentieth of
     that, because depth that is held flat from the start keeps the viewpoint from being learned."""
+    shift_weight: float = 2.0
+    """Weight of the mean squared shift, as a share of the largest: at first a turned face is explained by a shifted one as well, and a
+    training that begins with shifts never comes to turns."""
     fov_rad: float = math.radians(10)
     """Angle of view from the lower to the upper edge that pictures are thought to be taken with."""
     depth_range: tuple[float, float] = (0.9, 1.1)
@@ -293,8 +296,10 @@ class Unsup3D(Method):
         smooth = (depth.diff(dim=1).abs().mean() + depth.diff(dim=2).abs().mean()) / (
             c.depth_range[1] - c.depth_range[0]
         )
-        total = own + smooth_weight * smooth
+        shifted = (pose[1][:, :2] / c.shift).square().sum(1).mean() if c.shift else pose[1].sum()
+        total = own + smooth_weight * smooth + c.shift_weight * shifted
         parts = {"own": float(own.detach()), "smooth": float(smooth.detach()), "reach": float(mask.mean())}
+        parts["shift"] = float(shifted.detach())
         if both:
             mirrored = laplace_nll(errors[1], None if sigma is None else sigma[:, 1:], mask)
             total = total + c.flip_weight * mirrored
