@@ -40,13 +40,19 @@ def test_the_loss_is_the_loop_of_the_formula() -> None:
     total = 0.0
     for k in range(6):
         predicted = math.atan2(float(found[k, 1]), float(found[k, 0]))
-        total += float(weight[k]) * math.sqrt(1 - math.cos(predicted - float(angle[k])) + 0.01)
+        length = math.hypot(float(found[k, 0]), float(found[k, 1]))
+        cosine = math.cos(predicted - float(angle[k])) * length / math.sqrt(length**2 + 0.01)
+        total += float(weight[k]) * math.sqrt(1 - cosine + 0.01)
     assert float(angular_loss(found, angle, weight)) == pytest.approx(total / float(weight.sum()), rel=1e-5)
     # Wrong targets pull no harder than others: the slope at 120 degrees is not above that at 30.
     turned = torch.tensor([0.5, 2.1], requires_grad=True)
     pair = torch.stack([turned.cos(), turned.sin()], 1)
     angular_loss(pair, torch.zeros(2), torch.ones(2)).backward()
     assert turned.grad is not None and float(turned.grad[1]) < float(turned.grad[0])
+    # Nor do answers that are nearly 0: their gradient is bounded.
+    short = torch.tensor([[1e-6, 0.0], [0.5, 0.0]], requires_grad=True)
+    angular_loss(short, torch.full((2,), math.pi / 2), torch.ones(2)).backward()
+    assert short.grad is not None and float(short.grad[0].norm()) < 5 * float(short.grad[1].norm())
     assert math.isfinite(float(angular_loss(torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))))
 
 

@@ -130,11 +130,13 @@ def histograms(images: Tensor, config: ViewpointConfig, turn_rad: float) -> np.n
 
 
 def angular_loss(found: Tensor, angle: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean of sqrt(1 - cos(difference) + 0.01): like |difference| far away, so that wrong targets pull no harder.
+    """Weighted mean of sqrt(1 - r cos(difference) + 0.01): like |difference| far away, so that wrong targets pull no harder.
 
-    found (B, 2) of any length, angle (B,) in radians, weight (B,) from 0 on.
+    r = l / sqrt(l^2 + 0.01) of answers of length l: without it the few answers near 0, whose direction any change turns, would pull
+    harder than all others together. found (B, 2), angle (B,) in radians, weight (B,) from 0 on.
     """
-    direction = functional.normalize(found.float(), dim=1, eps=1e-4)
+    found = found.float()
+    direction = found / (found.square().sum(1, keepdim=True) + 0.01).sqrt()
     cosine = direction[:, 0] * angle.cos() + direction[:, 1] * angle.sin()
     each = (1 - cosine + 0.01).clamp_min(1e-6).sqrt()
     return (each * weight).sum() / weight.sum().clamp_min(1e-3)
