@@ -90,6 +90,18 @@ def test_mirrored_shapes_seen_from_mirrored_viewpoints_are_mirrored_pictures() -
     assert float((seen - mirrored.flip(3)).abs()[both].mean()) < 0.02 and float(both.float().mean()) > 0.5
 
 
+def test_a_shift_costs_its_share_of_the_largest_squared() -> None:
+    m = method(shift_weight=3.0)
+    free = method(shift_weight=0.0)
+    pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    depth, albedo, still = torch.ones(2, 8, 8), pictures / 2 + 0.5, torch.eye(3).expand(2, 3, 3)
+    shift = torch.tensor([[0.05, 0.0, 0.0], [0.03, -0.04, 0.0]])
+    dear, parts = m.explain(pictures, depth, albedo, (still, shift), torch.zeros(2, 4), None, 0.0)
+    cheap, _ = free.explain(pictures, depth, albedo, (still, shift), torch.zeros(2, 4), None, 0.0)
+    assert parts["shift"] == pytest.approx(0.25)
+    assert float(dear - cheap) == pytest.approx(0.75, rel=1e-4)
+
+
 def test_shading_is_lamberts_law() -> None:
     m = method()
     light = torch.tensor([[0.2, -0.4, 0.5, -1.0]])

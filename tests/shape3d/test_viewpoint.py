@@ -52,7 +52,7 @@ def test_the_loss_is_the_loop_of_the_formula() -> None:
     # Nor do answers that are nearly 0: their gradient is bounded.
     short = torch.tensor([[1e-6, 0.0], [0.5, 0.0]], requires_grad=True)
     angular_loss(short, torch.full((2,), math.pi / 2), torch.ones(2)).backward()
-    assert short.grad is not None and float(short.grad[0].norm()) < 5 * float(short.grad[1].norm())
+    assert short.grad is not None and float(short.grad[0].norm()) < 10 * float(short.grad[1].norm())
     assert math.isfinite(float(angular_loss(torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))))
 
 
