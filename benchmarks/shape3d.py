@@ -27,6 +27,8 @@ SHOWN = {
     "unsup3d": ("azimuth_median_deg", "rotation_median_deg", "mad_deg", "side", "depth_correlation"),
     "viewpoint": ("azimuth_median_deg", "acc30", "azimuth_mod180_deg"),
 }
+TIMES = {"side": (100.0, "0.01 log depth")}
+"""Scores that are shown in hundredths, as papers do."""
 SUMMARY = ("azimuth_median_deg", "mad_deg", "acc30")
 
 
@@ -56,14 +58,15 @@ def rows_of(method: str, data: str, runs: list[dict[str, Any]], others: dict[str
     rows = []
     for score in SHOWN[method]:
         found = [run["scores"][score] for run in runs]
+        times, unit = TIMES.get(score, (1.0, found[0]["unit"]))
         best = max if found[0]["better"] == "higher" else min
         baselines = {k: best(f["baselines"][k] for f in found) for k in found[0]["baselines"]}
         baselines |= {name: other["scores"][score]["value"] for name, other in others.items()}
         rows.append({
-            "method": method, "data": data, "score": score, "unit": found[0]["unit"], "better": found[0]["better"],
-            "values": [f["value"] for f in found], "n": found[0]["n"],
-            "ci95": [min(f["ci95"][0] for f in found), max(f["ci95"][1] for f in found)],
-            "baselines": baselines, "summary": score in SUMMARY,
+            "method": method, "data": data, "score": score, "unit": unit, "better": found[0]["better"],
+            "values": [times * f["value"] for f in found], "n": found[0]["n"],
+            "ci95": [times * min(f["ci95"][0] for f in found), times * max(f["ci95"][1] for f in found)],
+            "baselines": {k: times * v for k, v in baselines.items()}, "summary": score in SUMMARY,
         })  # fmt: skip
     return rows
 
