@@ -196,7 +196,10 @@ def test_it_learns_viewpoints_and_with_learning_rate_0_it_does_not(heads: Path, 
     control = evaluate(still)
     bar = 0.8 * scores["mad_deg"].baselines["plane"]
     assert scores["mad_deg"].value < bar < control["mad_deg"].value
-    assert scores["depth_correlation"].value > 0.2 > control["depth_correlation"].value, "a face, not its hollow mould"
+    # The rim that lies behind makes the untrained answer a little like a face already (0.34).
+    assert scores["depth_correlation"].value > 0.6 > control["depth_correlation"].value, "a face, not its hollow mould"
+    bar = 0.6 * scores["azimuth_median_deg"].baselines["constant"]
+    assert scores["azimuth_median_deg"].value < bar < control["azimuth_median_deg"].value
     from selftaught.loading import load_method
 
     learned = load_method(run)
