@@ -229,6 +229,23 @@ def segment(
     print(f"wrote {job(run, data, out, threshold=threshold, min_area=min_area, **more)}")
 
 
+def reconstruct(run: Run, data: Data, *, out: str, px: Annotated[int, arg(metavar="PX")] = 160, limit: Limit = None) -> None:
+    """Write the solid object in each picture: a textured GLB, a turntable GIF, depth, and the poses of all.
+
+    Args:
+        run: Folder of the run.
+        data: Pictures of one object each.
+        out: Folder for KEY.glb, KEY.gif, KEY.depth.png and poses.json.
+        px: Side of the turntable's frames in pixels.
+        limit: Take the first N pictures only.
+    """
+    check_run(run)
+    check_data(data)
+    from selftaught.reconstruct import reconstruct as job
+
+    print(f"wrote {job(run, data, out, px=px, limit=limit)}")
+
+
 def _engine(verb: str, engine: Engine, workers: int | None) -> Callable[..., Path]:
     """The function that does a verb, here or on a cluster."""
     if engine == "local" and workers is not None:
@@ -263,21 +280,23 @@ def data(
     folder: Positional[Annotated[str | None, arg(metavar="[DIR]")]] = None,
     *,
     json: Annotated[str | None, arg(metavar="FILE")] = None,
-    kind: Literal["auto", "pictures", "clips"] = "auto", clips: Annotated[int, arg(metavar="N")] = 3000,
+    kind: Literal["auto", "pictures", "clips"] = "auto", clips: Limit = None, pictures: Limit = None,
     seed: int = 0, size: Size = "small",
     set_fields: UseAppendAction[Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE")]] = (),
 ) -> None:  # fmt: skip
-    """`data check DATA` reports what is there and what is wrong with it; `data make WORLD DIR` writes clips with truth.
+    """`data check DATA` reports what is there and what is wrong with it; `data make WORLD DIR` writes clips or pictures with truth.
 
     Args:
         action: check, or make.
-        source: Folder, list file, tar shards, .npz, video or sample:things; for make a world, w-sprites or flare.
+        source: Folder, list file, tar shards, .npz, video or sample:things; for make a world: w-sprites, flare, heads, cars,
+        chairs, meshes.
         folder: make: new folder to write to.
         json: check: also write the report to this file.
         kind: check: pictures or clips; auto takes a folder with videos in it as clips.
-        clips: make: number of clips; every fifth is for test.
-        seed: make: seed of the clips.
-        size: make: tiny (32x32), small (48x64), paper (96x128).
+        clips: make: number of clips, 3000 when not given; every fifth is for test.
+        pictures: make: the same for heads, cars, chairs and meshes (at most as many as there are mesh files).
+        seed: make: seed of the clips or pictures.
+        size: make: tiny (clips 32x32, objects 32x32), small (48x64, 64x64), paper (96x128, 128x128).
         set_fields: make: change a field of the recipe, e.g. --set correlated=false.
     """
     from selftaught import look
@@ -287,7 +306,7 @@ def data(
     if action == "check" and folder is not None:
         raise ConfigError("`selftaught data check` looks at one source.", do=f"Leave '{folder}' away.")
     if folder is not None:
-        print("\n".join(look.make(source, folder, clips, seed, size, set_fields)))
+        print("\n".join(look.make(source, folder, clips, pictures, seed, size, set_fields)))
         return
     check_data(source)
     print("\n".join(look.check(source, kind, json)))
@@ -352,7 +371,7 @@ def doctor() -> None:
 VERBS: dict[str, Callable[..., None]] = {
     verb.__name__: verb
     for verb in (
-        learn, train, resume, replay, evaluate, embed, segment, methods, data, export, weights, doctor,
+        learn, train, resume, replay, evaluate, embed, segment, reconstruct, methods, data, export, weights, doctor,
     )  # fmt: skip
 }
 

@@ -1,10 +1,15 @@
-"""What `selftaught data` does: look over pictures or clips, and make the clips of a world."""
+"""What `selftaught data` does: look over pictures or clips, and make the clips or pictures of a world."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from selftaught.core.errors import ConfigError
+
+COUNT = 3000
+"""Clips or pictures that are made when no number is given."""
 
 
 def check(source: str, kind: str = "auto", json: str | None = None) -> list[str]:
@@ -27,10 +32,22 @@ def check(source: str, kind: str = "auto", json: str | None = None) -> list[str]
     return list(report.lines())
 
 
-def make(world: str, folder: str, clips: int, seed: int, size: str, fields: Sequence[str]) -> list[str]:
-    """Write the clips of a world and return what was written as lines."""
-    from selftaught.worlds import making
+def make(
+    world: str, folder: str, clips: int | None, pictures: int | None, seed: int, size: str, fields: Sequence[str]
+) -> list[str]:
+    """Write the clips or pictures of a world (3,000 when no number is given) and return what was written as lines."""
+    from selftaught.worlds import OBJECT_WORLDS, making
 
+    objects = world in OBJECT_WORLDS
+    if (clips if objects else pictures) is not None:
+        what = ("pictures", "--pictures") if objects else ("clips", "--clips")
+        raise ConfigError(f"The world {world} makes {what[0]}.", expected=f"{what[1]} N")
+    if objects:
+        from selftaught.worlds.meshes import writing
+
+        wrote = writing.make(world, folder, COUNT if pictures is None else pictures, seed, size, fields)
+        return [f"wrote {wrote:,} pictures, truth.npz and world.json to {folder}", f"next: selftaught data check {folder}"]
+    clips = COUNT if clips is None else clips
     kinds = {"mp4": "mp4 (H.264)", "npy": "npy arrays, because PyAV is not installed"}
     container = making.make(world, folder, clips, seed, size, fields)
     return [

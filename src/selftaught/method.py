@@ -292,6 +292,47 @@ class FindsObjects(Protocol):
         ...
 
 
+class Shapes(NamedTuple):
+    """Solid objects seen in B pictures, in the frames of `nets.renderer`: object +Y up, +Z front; the camera looks down -Z."""
+
+    points: Tensor
+    """(B, V, 3) in the object's frame."""
+    faces: Tensor
+    """(F, 3) int64, counterclockwise from outside."""
+    uv: Tensor
+    """(V, 2) in [0, 1], (0, 0) is the upper left corner of the texture."""
+    texture: Tensor
+    """(B, 3, h, w) in [0, 1], colours without light."""
+    rotation: Tensor
+    """(B, 3, 3), from the object's frame to the camera's."""
+    position: Tensor
+    """(B, 3), the object's origin in the camera's frame."""
+    fov_rad: Tensor
+    """(B,), angle of view from the lower to the upper edge."""
+    depth: Tensor
+    """(B, S, S), depth in the picture's own view, 0 where no object was found."""
+    image: Tensor
+    """(B, 3, S, S) in [0, 1], the picture as it was explained."""
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """Capability `reconstruct`: the solid object in a picture."""
+
+    def reconstruct(self, images: Tensor) -> Shapes:
+        """(B, 3, H, W) in [0, 1] to shapes with texture and viewpoint."""
+        ...
+
+
+@runtime_checkable
+class SeesViewpoints(Protocol):
+    """Capability `viewpoint`: from where an object is seen."""
+
+    def viewpoint(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to rotations (B, 3, 3) from the object's frame to the camera's."""
+        ...
+
+
 @runtime_checkable
 class Inpaints(Protocol):
     """Capability `inpaint`: fill what a soft mask takes away."""

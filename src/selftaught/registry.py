@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple
 
-ROOMS = ("representation", "segmentation", "control")
+ROOMS = ("representation", "segmentation", "control", "shape3d")
 
 
 class Entry(NamedTuple):

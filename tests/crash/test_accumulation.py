@@ -17,6 +17,8 @@ BATCH, PIECES = 24, 3
 OVER_THE_BATCH = {
     "simclr": "the pictures of a batch are each other's negatives",
     "selfmask": "the corrected masks of a batch together cover what its pseudo-masks cover",
+    "viewpoint": "weights of pictures, how sure their angles are, are divided by their sum over the batch",
+    "unsup3d": "errors are means over all pixels of the batch that an explanation reaches",
 }
 ROUNDING = {"glass": 3e-6, "move": 1e-5}
 """Where sums of large terms of both signs round more; tests/segmentation/test_move.py holds the same to 1e-12 in double precision."""

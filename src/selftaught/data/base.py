@@ -22,13 +22,28 @@ Raw = bytes | Path
 
 
 @dataclass(frozen=True)
+class ViewTruth:
+    """What is known about the solid object in a picture, in the frames of `nets.renderer`."""
+
+    rotation: np.ndarray
+    """float32 (3, 3), from the object's frame to the camera's."""
+    fov_rad: float
+    """Angle between the lower and the upper edge of the picture."""
+    depth: np.ndarray | None = None
+    """float32 (H, W), along the viewing axis at pixel centres, in units of the object; 0 outside of it."""
+    normals: np.ndarray | None = None
+    """float32 (H, W, 3), unit, in the camera's frame, turned to the camera; 0 outside of the object."""
+
+
+@dataclass(frozen=True)
 class Truth:
-    """What is known about one picture: `mask` uint8 (H, W) of ids (0 background, 255 ignore), class, object, group."""
+    """What is known about one picture: `mask` uint8 (H, W) of ids (0 background, 255 ignore), class, object, group, viewpoint."""
 
     mask: np.ndarray | None = None
     label: str | None = None
     object_id: str | None = None
     source_id: str | None = None
+    view: ViewTruth | None = None
 
 
 class Source(ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from selftaught.data.base import Source, Subset, Truth
+from selftaught.data.base import Source, Subset, Truth, ViewTruth
 from selftaught.data.cache import ImageSet, Report, build_cache
 from selftaught.data.readers import IGNORE_ID, BadFile
 from selftaught.data.sources import open_data
@@ -50,7 +51,7 @@ class EvalSet:
         if truth.mask is not None and truth.mask.shape != tuple(self.sizes[i]):
             (h, w), (mh, mw) = self.sizes[i], truth.mask.shape
             self._note(i, f"the mask is {mw}x{mh}, the picture {w}x{h}")
-            return Truth(None, truth.label, truth.object_id, truth.source_id)
+            return dataclasses.replace(truth, mask=None)
         return truth
 
     def labels(self) -> np.ndarray | None:
@@ -68,6 +69,12 @@ class EvalSet:
     def mask(self, i: int) -> np.ndarray | None:
         """Return the map of ids of picture `i` at original size, uint8 (H, W), 255 = ignore; None when unknown."""
         return self.truth(i).mask if self.has_masks else None
+
+    def views(self) -> list[ViewTruth] | None:
+        """Return viewpoint, depth and normals of every picture; None when they are not known of all."""
+        found = [self.truth(i).view for i in range(len(self))]
+        known = [view for view in found if view is not None]
+        return known if known and len(known) == len(found) else None
 
     def masks_at(self, px: int) -> np.ndarray:
         """Return all maps of ids stretched to uint8 (N, px, px) by nearest neighbour; 255 where unknown."""

@@ -297,6 +297,10 @@ def _open_path(text: str) -> Source:
 
 
 def _open_folder(root: Path) -> Source:
+    from selftaught.data.rendered import is_rendered, open_rendered
+
+    if is_rendered(root):
+        return open_rendered(root)
     name = root.resolve().name or "data"
     try:
         entries = {entry.name: entry for entry in os.scandir(root)}

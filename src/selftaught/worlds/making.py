@@ -19,7 +19,7 @@ import numpy as np
 from selftaught.core.atomic import replacing
 from selftaught.core.config import from_json, override, read_json, to_json, write_json
 from selftaught.core.errors import DataError, suggest
-from selftaught.worlds import WORLDS
+from selftaught.worlds import OBJECT_WORLDS, WORLDS
 from selftaught.worlds.w_sprites import GLOBALS, LOCALS, SIZES, Recipe, Script, checked, part_of, render, script
 
 FPS = 8
@@ -40,7 +40,8 @@ class Made:
 def recipe_of(world: str, size: str = "small", assignments: Iterable[str] = ()) -> Recipe:
     """Return the recipe of a world and size with `FIELD=VALUE` changes; raises DataError or ConfigError."""
     if world not in WORLDS:
-        raise DataError(f"There is no world '{world}'.{suggest(world, WORLDS)}", expected="one of " + ", ".join(WORLDS))
+        known = [*WORLDS, *OBJECT_WORLDS]
+        raise DataError(f"There is no world '{world}'.{suggest(world, known)}", expected="one of " + ", ".join(known))
     recipe = dataclasses.replace(SIZES[size], sprites="flare" if world == "flare" else "puppets")
     return checked(override(recipe, assignments))
 
