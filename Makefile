@@ -9,7 +9,7 @@
 PYTHON  ?= python3
 DATA    ?= sample:things
 OUT     ?= runs/things
-MINUTES ?= 10
+MINUTES ?= 8
 WORKERS ?= 2
 # Where to look for the smaller CPU build of torch on Linux (see its install page), if wanted.
 TORCH_INDEX ?=

@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # huggingface_hub reads this once, when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -49,6 +51,18 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return folder
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """A function that lets `selftaught.loading.load` return its argument, whatever the run."""
+
+    def install(learned: Any) -> None:
+        fake = types.ModuleType("selftaught.loading")
+        fake.load = lambda run: learned  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "selftaught.loading", fake)
+
+    return install
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +53,10 @@ class Bright:
 
 
 @pytest.fixture
-def learned(monkeypatch: pytest.MonkeyPatch) -> Bright:
+def learned(loads: Callable[[Any], None]) -> Bright:
     """What `load` returns, whatever the run."""
     bright = Bright()
-    fake = types.ModuleType("selftaught.loading")
-    fake.load = lambda run: bright  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "selftaught.loading", fake)
+    loads(bright)
     return bright
 
 

@@ -215,6 +215,24 @@ def test_minutes_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert stamps(run) == before and (run / "learn.json").read_bytes() == plan
 
 
+@pytest.mark.parametrize(("spent_min", "left_min"), [(0.0, 3.0), (4.8, 3.0), (6.0, 1.8), (60.0, 1.5)])
+def test_features_that_took_too_long_shorten_the_masks(
+    spent_min: float, left_min: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def fit(stage: Any, features: Any, minutes: float, *rest: Any) -> Any:
+        given.append(minutes)
+        return stage
+
+    monkeypatch.setattr(JOB, "fit_minutes", fit)
+    learner = JOB.features_stage("simclr", None, "tiny", SAMPLE)
+    asked = {"minutes": 10.0, "need": [], "size": "tiny", "seed": 0, "data": SAMPLE}
+    for name, spent in (("features", 0.0), ("masks", spent_min * 60), ("masks", 0.0)):
+        JOB.planned(name, asked, learner, SAMPLE, None, tmp_path, True, spent)
+    assert given == pytest.approx([4.8, left_min]), "and no training is planned twice"
+
+
 def test_a_job_that_stopped_in_the_middle_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage, calls = JOB.run_stage, list[str]()
 

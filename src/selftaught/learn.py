@@ -5,7 +5,7 @@
     RUN/scores.json    where truth was found
     RUN/export/        COCO, YOLO, PNG masks, embeddings, ONNX
     RUN/report.html    what a person looks at
-    RUN/learn.json     the plan: what was asked, and the steps that `minutes` became; frozen at the first start
+    RUN/learn.json     the plan: what was asked, and the steps that `minutes` became; a training's are frozen when it begins
 
 Every stage continues where it stopped when the same command is given again.
 """
@@ -46,6 +46,9 @@ from selftaught.train import describe_data, is_path, train
 SCHEMA = 1
 SHARES = {"features": 0.48, "masks": 0.30}
 """How `minutes` is divided; the rest is for reading, voting, scoring and the report."""
+MASKS = "selfmask"
+
+
 @dataclass(frozen=True)
 class Stage:
     """One training of the job."""
@@ -96,12 +99,14 @@ def learn(
     with RunLock(out):
         learner = features_stage(features, given.get("features"), size, data)
         images = timed(seconds, "reading pictures", lambda: read_pictures(data, learner.config, quiet))
-        stages = timed(seconds, "planning", lambda: plan_stages(asked, learner, data, images, out, quiet))
+        plan = (asked, learner, data, images, out, quiet)
+        stage = timed(seconds, "planning", lambda: planned("features", *plan))
         feature_run = given.get("features", out / "features")
         if "features" not in given:
-            timed(seconds, "features", lambda: run_stage(stages["features"], data, feature_run, size, seed, (), quiet))
+            timed(seconds, "features", lambda: run_stage(stage, data, feature_run, size, seed, (), quiet))
+        masks = timed(seconds, "planning", lambda: planned("masks", *plan, seconds.get("features", 0.0)))
         needs = (f"features={feature_run}",)
-        timed(seconds, "masks", lambda: run_stage(stages["masks"], data, out / "masks", size, seed, needs, quiet))
+        timed(seconds, "masks", lambda: run_stage(masks, data, out / "masks", size, seed, needs, quiet))
         timed(seconds, "scoring", lambda: evaluate(out, data))
         timed(seconds, "exporting", lambda: apply.export(out, (), out / "export", data=data, quiet=quiet))
         report = finish(out, data, images, seconds)
@@ -178,41 +183,47 @@ def features_stage(features: str, given: Path | None, size: str, data: Any) -> S
     return Stage(features, config)
 
 
-def plan_stages(
-    asked: dict[str, Any], learner: Stage, data: Any, images: ImageSet, out: Path, quiet: bool
-) -> dict[str, Stage]:
-    """The trainings of the job: from learn.json when it is there, measured and written otherwise.
+def planned(
+    name: str, asked: dict[str, Any], learner: Stage, data: Any, images: ImageSet, out: Path, quiet: bool, spent_s: float = 0.0
+) -> Stage:
+    """One training of the job: from learn.json when it stands there, measured just before it begins and written otherwise.
 
-    Features that were given stand in the plan too, but are neither measured nor trained; masks are learned at the size of the features.
+    Features that were given stand in the plan too, but are neither measured nor trained; masks are learned at the size of the
+    features, and sooner done when those took `spent_s`, which is longer than was planned.
     """
-    path = out / "learn.json"
-    names = {"features": learner.method, "masks": "selfmask"}
-    if path.exists():
-        kept = read_json(path)
-        before, trained = kept.get("asked"), kept.get("stages")
-        if not isinstance(before, dict) or not isinstance(trained, dict) or set(trained) != set(names):
-            raise RunError(f"{path} is damaged.", expected="what `selftaught learn` writes", do="Choose another --out.")
-        changed = [k for k in asked if before.get(k) != asked[k]]
-        if changed:
-            texts = ", ".join(f"{k}={before.get(k)!r}" for k in changed)
-            raise RunError(
-                f"{out} holds another job, with {texts}.", do="Choose another --out, or repeat the first command."
-            )
-        return {k: Stage(names[k], from_json(load_class(names[k]).Config, c)) for k, c in trained.items()}
-    masks = replace(base_config(names["masks"], asked["size"], data), image_px=learner.config.image_px)
-    stages = {"features": learner, "masks": Stage(names["masks"], masks)}
-    if asked["minutes"] is not None:
-        for name, share in SHARES.items():
-            if name == "features" and asked["need"]:
-                continue
-            stages[name] = fit_minutes(
-                stages[name], stages["features"], asked["minutes"] * share, images, asked["seed"], out / name, quiet
-            )
+    kept = kept_stages(asked, learner, out)
+    if name in kept:
+        return kept[name]
+    stage = learner
+    if name == "masks":
+        stage = Stage(MASKS, replace(base_config(MASKS, asked["size"], data), image_px=learner.config.image_px))
+    minutes = asked["minutes"]
+    if minutes is not None and not (name == "features" and asked["need"]):
+        share = minutes * SHARES[name]
+        if name == "masks":
+            share -= min(max(spent_s / 60 - minutes * SHARES["features"], 0.0), share / 2)
+        stage = fit_minutes(stage, learner, share, images, asked["seed"], out / name, quiet)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(
-        path, {"data": asked["data"], "asked": asked, "stages": {k: to_json(s.config) for k, s in stages.items()}}
-    )
-    return stages
+    stages = {k: to_json(s.config) for k, s in {**kept, name: stage}.items()}
+    write_json(out / "learn.json", {"data": asked["data"], "asked": asked, "stages": stages})
+    return stage
+
+
+def kept_stages(asked: dict[str, Any], learner: Stage, out: Path) -> dict[str, Stage]:
+    """The trainings that learn.json holds, none when it is not there; raises RunError when it is of another job."""
+    path = out / "learn.json"
+    if not path.exists():
+        return {}
+    names = {"features": learner.method, "masks": MASKS}
+    kept = read_json(path)
+    before, trained = kept.get("asked"), kept.get("stages")
+    if not isinstance(before, dict) or not isinstance(trained, dict) or not {"features"} <= set(trained) <= set(names):
+        raise RunError(f"{path} is damaged.", expected="what `selftaught learn` writes", do="Choose another --out.")
+    changed = [k for k in asked if before.get(k) != asked[k]]
+    if changed:
+        texts = ", ".join(f"{k}={before.get(k)!r}" for k in changed)
+        raise RunError(f"{out} holds another job, with {texts}.", do="Choose another --out, or repeat the first command.")
+    return {k: Stage(names[k], from_json(load_class(names[k]).Config, c)) for k, c in trained.items()}
 
 
 def fit_minutes(

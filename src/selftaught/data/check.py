@@ -79,18 +79,18 @@ class Report:
         """Return the report as lines for a terminal; long lists are cut after ten."""
         out = [f"{self.name}: {self.total:,} pictures, {self.usable:,} can be used"]
         how = "official" if self.official else "by the hash of each key, 80 to 20"
-        out.append(f"splits: {_counts(self.parts)} ({how})")
-        out.append(f"formats: {_counts(self.formats)}; colour: {_counts(self.modes)}")
+        out.append(f"splits: {counts_text(self.parts)} ({how})")
+        out.append(f"formats: {counts_text(self.formats)}; colour: {counts_text(self.modes)}")
         if self.usable:
             ends = f"{_size(self.smallest)} to {_size(self.largest)}"
-            out.append(f"sizes: {ends}; longest side {_counts(self.sizes)}")
-        out += _listed(f"broken: {len(self.bad)} ({self.bad_frac:.1%})", [f"{k}: {r}" for k, r in self.bad])
-        out += _listed("suffix does not fit the content (read all the same)", self.wrong_suffix)
-        out += _listed(f"the same picture more than once: {len(self.exact)} groups", map(", ".join, self.exact))
-        out += _listed(f"almost the same: {len(self.near)} groups", map(", ".join, self.near))
-        out += _listed(f"in train and in test: {len(self.shared)} groups", map(", ".join, self.shared))
+            out.append(f"sizes: {ends}; longest side {counts_text(self.sizes)}")
+        out += listed(f"broken: {len(self.bad)} ({self.bad_frac:.1%})", [f"{k}: {r}" for k, r in self.bad])
+        out += listed("suffix does not fit the content (read all the same)", self.wrong_suffix)
+        out += listed(f"the same picture more than once: {len(self.exact)} groups", map(", ".join, self.exact))
+        out += listed(f"almost the same: {len(self.near)} groups", map(", ".join, self.near))
+        out += listed(f"in train and in test: {len(self.shared)} groups", map(", ".join, self.shared))
         out.append("truth (for evaluation only): " + self._truth_line())
-        out += _listed(f"truth that cannot be used: {len(self.bad_truths)}", [f"{k}: {r}" for k, r in self.bad_truths])
+        out += listed(f"truth that cannot be used: {len(self.bad_truths)}", [f"{k}: {r}" for k, r in self.bad_truths])
         return out + [f"note: {note}" for note in self.notes]
 
     def _truth_line(self) -> str:
@@ -246,15 +246,17 @@ def _look_at_truth(source: Source, found: Report) -> None:
     found.labels, found.groups = dict(labels.most_common()), len(groups)
 
 
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
+def counts_text(counts: dict[str, int]) -> str:
+    """Return how often each name was met, as one line."""
+    return ", ".join(f"{name}: {count:,}" for name, count in counts.items()) or "none"
 
 
 def _size(size: tuple[int, int]) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def _listed(title: str, items: Iterable[str]) -> list[str]:
+def listed(title: str, items: Iterable[str]) -> list[str]:
+    """Return a title and its items as lines, cut after ten; nothing without items."""
     many = list(items)
     if not many:
         return []

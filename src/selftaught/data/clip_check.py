@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from selftaught.data.base import split_indices
+from selftaught.data.check import counts_text, listed
 from selftaught.data.clip_cache import clips_in_order
 from selftaught.data.clip_reader import LIMITS, ClipInfo, Limits, Want
 from selftaught.data.clips import ClipSource, ClipSplits, open_clips
@@ -62,18 +63,19 @@ class ClipReport:
     def lines(self) -> list[str]:
         """Return the report as lines for a terminal; long lists are cut after ten."""
         out = [f"{self.name}: {self.total:,} clips, {self.usable:,} can be used, {self.frames:,} frames"]
-        out.append(f"splits: {_counts(self.parts)} ({'official' if self.official else 'by the hash of each key, 80 to 20'})")
+        out.append(f"splits: {counts_text(self.parts)} ({'official' if self.official else 'by the hash of each key, 80 to 20'})")
         if self.usable:
-            out.append(f"coded as: {_counts(self.codecs)}; sizes: {_counts(self.sizes)}")
-            out.append(f"frames: {self.shortest:,} to {self.longest:,}; {_counts(self.lengths)}")
-            out.append(f"frames per second: {_counts(self.rates)}")
-        out += _listed(f"broken: {len(self.bad)} ({self.bad_frac:.1%})", [f"{k}: {r}" for k, r in self.bad])
-        out += _listed(f"rates that vary (give fps to even them out): {len(self.variable)}", self.variable)
-        out += _listed(f"rotated by the camera (set upright): {len(self.rotated)}", self.rotated)
-        out += _listed(f"next to nothing moves: {len(self.still)}", self.still)
-        out += _listed(f"the same clip more than once: {len(self.twice)} groups", map(", ".join, self.twice))
-        out += _listed(f"in train and in test: {len(self.shared)} groups", map(", ".join, self.shared))
-        out.append("truth (for evaluation only): " + (f"{len(self.labels)} classes ({_counts(self.labels)})" if self.labels else "none"))
+            out.append(f"coded as: {counts_text(self.codecs)}; sizes: {counts_text(self.sizes)}")
+            out.append(f"frames: {self.shortest:,} to {self.longest:,}; {counts_text(self.lengths)}")
+            out.append(f"frames per second: {counts_text(self.rates)}")
+        out += listed(f"broken: {len(self.bad)} ({self.bad_frac:.1%})", [f"{k}: {r}" for k, r in self.bad])
+        out += listed(f"rates that vary (give fps to even them out): {len(self.variable)}", self.variable)
+        out += listed(f"rotated by the camera (set upright): {len(self.rotated)}", self.rotated)
+        out += listed(f"next to nothing moves: {len(self.still)}", self.still)
+        out += listed(f"the same clip more than once: {len(self.twice)} groups", map(", ".join, self.twice))
+        out += listed(f"in train and in test: {len(self.shared)} groups", map(", ".join, self.shared))
+        classes = f"{len(self.labels)} classes ({counts_text(self.labels)})"
+        out.append("truth (for evaluation only): " + (classes if self.labels else "none"))
         return out + [f"note: {note}" for note in self.notes]
 
 
@@ -134,14 +136,3 @@ def _sides(source: ClipSource) -> list[str]:
         return [source.part] * len(source)
     in_train = set(split_indices(source.keys, "train"))
     return ["train" if i in in_train else "test" for i in range(len(source))]
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name}: {count:,}" for name, count in counts.items()) or "none"
-
-
-def _listed(title: str, items: Iterable[str]) -> list[str]:
-    many = list(items)
-    if not many:
-        return []
-    return [title, *(f"  {item}" for item in many[:10]), *([f"  and {len(many) - 10} more"] if len(many) > 10 else [])]

@@ -214,14 +214,19 @@ def cut_along_edges(images: Tensor, masks: Tensor) -> Tensor:
     return (soft > otsu(soft)).to(masks.dtype)[:, 0]
 
 
+def at_half_size(features: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures (B, 3, S, S) in [0, 1] at half their size, and their border contrast (B, 1, S/2, S/2) in [0, 1]."""
+    half = nn.functional.interpolate(images, scale_factor=0.5, mode="area")
+    return half, border_contrast(features.features(images), half)[:, None]
+
+
 @torch.no_grad()
 def teach(config: SelfMaskConfig, features: Any, images: Tensor) -> Tensor:
     """Pseudo-masks (B, h, w) of 0 and 1 from the learned features of (B, 3, S, S) pictures in [0, 1]."""
-    keys = features.features(images)
     if config.teacher == "border":
-        half = nn.functional.interpolate(images, scale_factor=0.5, mode="area")
-        soft = border_contrast(keys, half)[:, None]
+        half, soft = at_half_size(features, images)
         return cut_along_edges(half, (soft > otsu(soft)).float()[:, 0])
+    keys = features.features(images)
     found = [spectral_candidates(keys)]
     for tau in config.taus:
         found.append(tokencut_masks(centred(keys), tau).masks[:, None].float())
@@ -376,6 +381,10 @@ class SelfMask(Method):
         mask = self.answer(net, square)
         if self.config.refine == "bilateral":
             mask = (mask + self.answer(net, square.flip(3)).flip(2)) / 2
+            if self.config.teacher == "border":
+                # The network knows what objects look like, the contrast what this picture's rim looks like: they err elsewhere.
+                _, soft = at_half_size(self.given["features"], square)
+                mask = (mask + resize(moved(soft, otsu(soft)), mask.shape[-2:])[:, 0]) / 2
             sigma_px, width_px = self.image_px / 12, 2 * round(self.image_px / 96) + 1
             soft = follow_edges(square, mask, sigma_space_px=sigma_px, sigma_luma=8.0, sigma_chroma=8.0).clamp(0, 1)
             # The solver blurs as well: where its values part becomes 0.5. It also leaves cracks, and wisps along edges of the
