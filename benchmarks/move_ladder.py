@@ -152,7 +152,7 @@ def judge(args: argparse.Namespace, pictures: Pictures, method: Move) -> None:
         indices = batch_indices(held, method.config.batch_size, args.seed, step)
         made = scene(indices, noisy[indices], torch.randint(-12, 13, (len(indices), 2)))
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            said = [method.logits(getattr(made, kind)).float() for kind in KINDS]
+            said = method.logits(torch.cat([getattr(made, kind) for kind in KINDS])).float().chunk(len(KINDS))
         loss = 0.5 * sum(torch.relu(1 - x).mean() for x in said[:2]) + 0.5 * sum(torch.relu(1 + x).mean() for x in said[2:])
         optimizer.zero_grad()
         loss.backward()
@@ -163,9 +163,12 @@ def judge(args: argparse.Namespace, pictures: Pictures, method: Move) -> None:
             print(f"{step + 1}: loss, shares of logits above 0:", np.round(np.mean(seen, 0), 2), flush=True)
             seen = []
     method.config = replace(method.config, jitter=0.0)
+    method.judge.eval()  # batch norms over composites of one kind would take away what they have in common
     grown, shrunk = (nn.functional.max_pool2d(x, 7, 1, 3) for x in (truth, 1 - truth))
-    half = truth * (torch.arange(96) < 48)
-    masks = {"truth": truth, "noisy": noisy, "grown by 3 px": grown, "shrunk by 3 px": 1 - shrunk, "left half": half}
+    centre = (truth.sum(2)[:, 0] * torch.arange(96)).sum(1) / truth.sum((1, 2, 3))
+    half = truth * (torch.arange(96) < centre[:, None, None, None])
+    masks = {"truth": truth, "noisy": noisy, "grown by 3 px": grown, "shrunk by 3 px": 1 - shrunk, "left half": half,
+             "elsewhere": torch.roll(truth, (48, 48), (2, 3))}  # fmt: skip
     for name, rows in (("training pictures", np.arange(held)), ("held out", np.arange(held, len(pictures)))):
         rows, by = rows[:128], torch.full((min(len(rows), 128), 2), 8)
         with torch.no_grad():

@@ -18,7 +18,7 @@ from selftaught.method import Progress
 from selftaught.registry import load_class
 from selftaught.segmentation.move import KINDS, Move, feature_file, imitation_loss, mirrored, untouched
 from selftaught.segmentation.move_nets import SegmenterHead
-from selftaught.segmentation.move_scene import make_scene
+from selftaught.segmentation.move_scene import Scene, make_scene
 from selftaught.train import train
 
 TINY: Any = Move.sizes["tiny"]
@@ -129,7 +129,8 @@ def test_the_discriminators_loss_is_the_hinge_over_four_kinds(needs: dict[str, A
     with torch.no_grad():
         mask = method.net(batch["maps"], batch["pictures"]).sigmoid()
         scene = make_scene(batch["pictures"], mask, batch["shift"], needs["inpainter"])
-        said = {kind: method.judge(getattr(scene, kind), method.encoder).numpy() for kind in KINDS}
+        together = method.judge(torch.cat([getattr(scene, kind) for kind in KINDS]), method.encoder)
+        said = dict(zip(KINDS, together.view(4, 8, -1).numpy(), strict=True))
     expected = 0.5 * sum(np.maximum(0, 1 - said[k]).mean() for k in KINDS[:2])
     expected += 0.5 * sum(np.maximum(0, 1 + said[k]).mean() for k in KINDS[2:])
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
@@ -144,7 +145,8 @@ def test_the_segmenters_loss_is_the_sum_of_its_terms(needs: dict[str, Any], tmp_
     with torch.no_grad():
         mask = method.net(batch["maps"], batch["pictures"]).sigmoid()
         scene = make_scene(batch["pictures"], mask, batch["shift"], needs["inpainter"])
-        fool = -float(method.judge(scene.composite, method.encoder).mean())
+        fool = -float(method.judge.eval()(scene.composite, method.encoder).mean())
+        method.judge.train()
     m = scene.moved.numpy()
     tiles = m.reshape(8, 1, 4, 8, 4, 8)
     three = [m, tiles.mean((3, 5)), tiles.max((3, 5))]
@@ -193,15 +195,36 @@ def test_pieces_of_a_batch_are_the_batch_in_double_precision(needs: dict[str, An
 
 
 def test_an_exception_gives_the_discriminator_back() -> None:
-    layer = nn.Linear(2, 2)
+    layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2).eval())
     with pytest.raises(KeyError), untouched(layer):
-        assert not layer.weight.requires_grad
+        assert not layer[0].weight.requires_grad and not layer.training and not layer[0].training
         raise KeyError
-    assert layer.weight.requires_grad
+    assert layer[0].weight.requires_grad and layer.training and layer[0].training and not layer[1].training
+
+
+def test_the_discriminator_sees_what_all_fakes_of_a_batch_have_in_common(needs: dict[str, Any], tmp_path: Path) -> None:
+    """Fakes that are all darker by the same: a batch norm over them alone would take that away, and nothing could be learned."""
+    torch.manual_seed(0)
+    method, batch = made(needs, tmp_path, jitter=0.0, discriminator="pixels")
+    method.judge.net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 1))
+    bright = batch["pictures"] * 0.5 + 0.4
+    scene = Scene(bright, bright, bright - 0.4, bright - 0.4, bright, bright[:, :1], bright[:, :1])
+    method.scene = lambda *_: scene  # type: ignore[method-assign]
+    optimizer = method.players()["discriminator"].build_optimizer()
+    for group in optimizer.param_groups:
+        group["lr"] = 3e-2
+    for _ in range(60):
+        loss, parts = method.loss(batch, "discriminator", BEGIN)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert parts["right_picture"] > 0.9 and parts["right_composite"] > 0.9
+    with torch.no_grad(), untouched(method.judge):
+        assert float(method.logits(scene.composite).mean()) < 0 < float(method.logits(scene.picture).mean()), "each kind alone, too"
 
 
 OPTIONS: list[dict[str, Any]] = [
-    {"copy_real": False}, {"masked_encoder": False}, {"soft_inpainting": False}, {"discriminator": "pixels"},
+    {"copy_real": False}, {"hole": "pixels"}, {"masked_encoder": False}, {"soft_inpainting": False}, {"discriminator": "pixels"},
     {"discriminator": "imagenet", "disc_px": 64}, {"layer": "penultimate"}, {"init": "none"}, {"init": "tokencut"}, {"init": "cut"},
     {"anchor_weight": 0.5}, {"crop_min": 0.9}, {"cache_mb": 0}, {"disc_px": 16}, {"disc_enlarge": True}, {"head_shallow": 4},
     {"head_stride": 2}, {"most_area": 0.3, "most_weight": 1.0}, {"gate": 0.5}, {"head_reduce": 0}, {"refine": "bilateral"}, {"ema": 0.0},

@@ -88,12 +88,12 @@ def pictures_and_mask(seed: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     return pictures, mask, torch.tensor([[1, 2], [-2, 0], [0, 0]])
 
 
-@pytest.mark.parametrize("copy_real", [True, False])
-def test_the_scene_is_the_formula(copy_real: bool) -> None:
+@pytest.mark.parametrize(("copy_real", "whole_tiles"), [(True, True), (True, False), (False, True)])
+def test_the_scene_is_the_formula(copy_real: bool, whole_tiles: bool) -> None:
     pictures, mask, by = pictures_and_mask()
     mask[:, :, :, :8] = 0
     painter = Grey()
-    scene = make_scene(pictures, mask, by, painter, copy_real=copy_real, masked_encoder=False)
+    scene = make_scene(pictures, mask, by, painter, copy_real=copy_real, masked_encoder=False, tiles=whole_tiles)
     assert len(painter.calls) == (1 if copy_real else 3), "no pass of the inpainter that is not needed"
     x, m = pictures.numpy(), mask.numpy()
     for i, (dy, dx) in enumerate(by.tolist()):
@@ -101,7 +101,8 @@ def test_the_scene_is_the_formula(copy_real: bool) -> None:
         u = 1 - (1 - m[i]) * (1 - md)
         tiles = u.reshape(1, 4, 4, 4, 4).max((2, 4)).repeat(4, 1).repeat(4, 2)
         painted = tiles * 0.5 + (1 - tiles) * x[i]
-        b = painted * tiles + x[i] * (1 - tiles) if copy_real else painted
+        hole = tiles if whole_tiles else u
+        b = painted * hole + x[i] * (1 - hole) if copy_real else painted
         for name, expected in {
             "picture": x[i], "background": b, "moved": md,
             "unshifted": x[i] * m[i] + b * (1 - m[i]),
@@ -109,6 +110,17 @@ def test_the_scene_is_the_formula(copy_real: bool) -> None:
             "copied": xd * md + x[i] * (1 - md),
         }.items():  # fmt: skip
             np.testing.assert_allclose(getattr(scene, name)[i].numpy(), expected, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(("tiles", "left"), [(True, 0.0), (False, 1.0)])
+def test_what_a_small_mask_misses_is_left_behind_unless_whole_tiles_are_painted(tiles: bool, left: float) -> None:
+    """An object of 8 x 8 px on two by two tiles, a mask that misses its rim of 2 px: the rim is what speaks against such a mask."""
+    picture, mask = torch.zeros(1, 3, 16, 16), torch.zeros(1, 1, 16, 16)
+    picture[..., 4:12, 4:12] = 1
+    mask[..., 6:10, 6:10] = 1
+    scene = make_scene(picture, mask, torch.zeros(1, 2, dtype=torch.int64), Grey(), tiles=tiles)
+    rim = picture[:, :1] * (1 - mask)
+    assert float(((scene.composite == 1) * rim).sum() / (3 * rim.sum())) == left
 
 
 def test_empty_and_full_masks() -> None:

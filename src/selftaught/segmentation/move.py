@@ -73,6 +73,9 @@ class MoveConfig(TrainConfig):
     """Largest shift in each direction, as a share of the picture's side."""
     copy_real: bool = True
     """Keep real pixels outside of the hole; otherwise real pixels are auto-encoded too (three passes of the inpainter)."""
+    hole: Literal["tiles", "pixels"] = "tiles"
+    """With `copy_real`: paint whole tiles of the inpainter (the published code), or only where the masks are. Whole tiles also erase what
+    a mask that is too small by less than a tile leaves behind, and nothing then speaks against such masks."""
     masked_encoder: bool = True
     """The inpainter's encoder does not see what it is to fill; otherwise only its decoder does not."""
     soft_inpainting: bool = True
@@ -127,13 +130,19 @@ class MoveConfig(TrainConfig):
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Let gradients pass through a module without any being computed for its own parameters."""
-    touched = [p for p in module.parameters() if p.requires_grad]
+    """Let gradients pass through a module without any being computed for its own parameters, in evaluation mode.
+
+    A batch norm in training mode would take from a batch of fakes alone what all of them have in common: that they are fakes.
+    """
+    touched, modes = [p for p in module.parameters() if p.requires_grad], [(m, m.training) for m in module.modules()]
+    module.eval()
     for p in touched:
         p.requires_grad_(False)
     try:
         yield
     finally:
+        for part, training in modes:
+            part.training = training
         for p in touched:
             p.requires_grad_(True)
 
@@ -191,7 +200,7 @@ class Move(Method):
         ),
         "small": MoveConfig(
             image_px=96, batch_size=32, steps=1000, lr=1e-3, weight_decay=0.0, head_reduce=64, head_least=16, head_shallow=8, head_stride=2,
-            disc_width=32, disc_px=48, disc_lr_frac=2.0, jitter=0.1, crop_min=1.0, init="cut", ema=0.99,
+            disc_width=32, disc_px=48, disc_lr_frac=2.0, jitter=0.1, crop_min=1.0, init="cut", ema=0.99, hole="pixels",
         ),
         "paper": MoveConfig(
             image_px=224, batch_size=32, steps=13_200, lr=2e-4, weight_decay=0.0, warmup_frac=0.0, layer="penultimate",
@@ -200,7 +209,7 @@ class Move(Method):
     }  # fmt: skip
     small_px32 = MoveConfig(
         image_px=32, batch_size=32, steps=1000, lr=1e-3, weight_decay=0.0, head_reduce=64, head_least=16, head_shallow=8, disc_width=32,
-        disc_lr_frac=2.0, jitter=0.1, crop_min=1.0, init="cut", ema=0.99,
+        disc_lr_frac=2.0, jitter=0.1, crop_min=1.0, init="cut", ema=0.99, hole="pixels",
     )  # fmt: skip
     config: MoveConfig
     right: Tensor
@@ -312,8 +321,9 @@ class Move(Method):
         """What is made of pictures and masks under the config."""
         c = self.config
         return make_scene(
-            pictures, mask, by, self.inpainter, copy_real=c.copy_real, masked_encoder=c.masked_encoder, soft=c.soft_inpainting
-        )
+            pictures, mask, by, self.inpainter, copy_real=c.copy_real, masked_encoder=c.masked_encoder, soft=c.soft_inpainting,
+            tiles=c.hole == "tiles",
+        )  # fmt: skip
 
     def logits(self, pictures: Tensor) -> Tensor:
         """What the discriminator says of (B, 3, S, S) pictures, under random colours."""
@@ -330,8 +340,9 @@ class Move(Method):
             mask = self.net(batch["maps"], batch["pictures"]).sigmoid()
             scene = self.scene(batch["pictures"], mask, batch["shift"])
         total, right = mask.new_zeros(()), []
-        for i, kind in enumerate(KINDS):
-            logits = self.logits(getattr(scene, kind))
+        # All kinds in one batch: batch norms over one kind alone hide what its pictures have in common, and the loss stays at 2.
+        said = self.logits(torch.cat([getattr(scene, kind) for kind in KINDS])).chunk(len(KINDS))
+        for i, logits in enumerate(said):
             total = total + 0.5 * (hinge_real(logits) if i < 2 else hinge_fake(logits))
             right.append(((logits > 0) == (i < 2)).float().mean())
         B = len(mask)

@@ -59,7 +59,7 @@ class Scene:
 
 def make_scene(
     pictures: Tensor, mask: Tensor, by: Tensor, inpainter: Any, *, copy_real: bool = True, masked_encoder: bool = True,
-    soft: bool = True,
+    soft: bool = True, tiles: bool = True,
 ) -> Scene:  # fmt: skip
     """Cut, move, fill and paste (MOVE, section 3).
 
@@ -71,18 +71,20 @@ def make_scene(
         mask: (B, 1, S, S) in [0, 1].
         by: (B, 2) pixels.
         inpainter: has the capability `inpaint`, and `patch_px`, the side of its tiles.
-        copy_real: b is painted * h + x (1 - h), h the largest value of u in the tile: real pixels outside of the hole. Otherwise real
+        copy_real: b is painted * h + x (1 - h), real pixels outside of the hole h. Otherwise real
             pixels are auto-encoded everywhere (x_d after it was moved, so that the tiles lie on the canvas and do not tell the shift), and
             traces of the inpainter tell nothing.
         masked_encoder: the inpainter's encoder does not see what it is to fill.
         soft: gradients go through the inpainting as well; otherwise only through the pasting.
+        tiles: h is the largest value of u in each tile; otherwise h is u itself. A mask that misses less than a tile of the object
+            leaves nothing of it behind when whole tiles are painted, and looks as real as the whole object.
     """
     moved, shifted = shift(mask, by), shift(pictures, by)
     region = union(mask, moved)
     region = region if soft else (region.detach() > 0.5).to(region.dtype)
     painted = inpainter.inpaint(pictures, region[:, 0], masked_encoder=masked_encoder).to(pictures.dtype)
     if copy_real:
-        hole = holes(region, int(inpainter.patch_px))
+        hole = holes(region, int(inpainter.patch_px)) if tiles else region
         background = painted * hole + pictures * (1 - hole)
     else:
         with torch.no_grad():
