@@ -75,7 +75,8 @@ class Model:
 
     def __post_init__(self) -> None:
         codes = self.model.config.codes
-        self.bits = self.bits or f"4 floats (shifts of agent and background) + {np.log2(codes):.1f} bits (one of {codes} codes)"
+        told = getattr(self.model, "told", "")
+        self.bits = self.bits or (f"{told} of {codes}" if told else "") or f"4 floats (shifts of agent and background) + {np.log2(codes):.1f} bits (one of {codes} codes)"
 
     def actions(self, clips: Tensor, parsed: Parsed) -> Actions:
         """The actions that the model is given."""
