@@ -16,7 +16,7 @@ from pathlib import Path
 from selftaught.core import checkpoint
 from selftaught.core.config import read_json, write_json
 from selftaught.core.errors import RunError
-from selftaught.playing import Player
+from selftaught.playing import Playable
 from selftaught.playing_input import shipped_folder
 
 MAX_BYTES = 2_000_000
@@ -24,9 +24,9 @@ MAX_BYTES = 2_000_000
 
 def make(run: Path, out: Path) -> int:
     """Write the folder anew; returns its size in bytes."""
-    player = Player(run)
-    if player.notes:
-        raise RunError(f"{run} does not know its clips any more.", why="; ".join(player.notes))
+    playable = Playable(run)
+    if playable.notes:
+        raise RunError(f"{run} does not know its clips any more.", why="; ".join(playable.notes))
     folder = checkpoint.latest(run / "checkpoints")
     assert folder is not None
     weights, state = checkpoint.load(folder)
@@ -36,8 +36,8 @@ def make(run: Path, out: Path) -> int:
     checkpoint.save(out / "checkpoints", int(folder.name.rsplit("-", 1)[1]), {"model": halved}, {})
     config = read_json(run / "config.json")
     write_json(out / "config.json", {**config, "data": "w-sprites", "needs": {}})
-    write_json(out / "habits.json", player.habits.to_json())
-    Player(out)  # it opens
+    write_json(out / "habits.json", playable.habits.to_json())
+    Playable(out)  # it opens
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     if size > MAX_BYTES:
         raise RunError(f"The model has {size} bytes.", expected=f"at most {MAX_BYTES}")

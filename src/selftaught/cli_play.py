@@ -21,12 +21,12 @@ Switch = FlagCreatePairsOff[bool]
 SHIPPED = "sample:w-sprites"
 
 
-def _player(run: str) -> Any:
+def _playable(run: str) -> Any:
     if run != SHIPPED:
         check_run(run)
-    from selftaught.playing import Player
+    from selftaught.playing import Playable
 
-    return Player(run)
+    return Playable(run)
 
 
 def _write(told: Any, out: str) -> None:
@@ -52,7 +52,7 @@ def parse(run: Run, clip: Clip, *, out: str, synthesis: Switch = False, switch: 
     """
     if not (math.isfinite(switch) and switch >= 0):
         raise ConfigError(f"--switch is {switch}.", expected="0 or more")
-    _write(_player(run).parse(clip, synthesis, switch), out)
+    _write(_playable(run).parse(clip, synthesis, switch), out)
 
 
 def rollout(
@@ -69,7 +69,7 @@ def rollout(
         futures: How many futures.
         seed: Seed of the futures.
     """
-    _write(_player(run).rollout(start, actions, steps, futures, seed), out)
+    _write(_playable(run).rollout(start, actions, steps, futures, seed), out)
 
 
 def plan(
@@ -89,11 +89,11 @@ def plan(
         rounds: Rounds of cem.
         seed: Seed of cem.
     """
-    player = _player(run)
+    playable = _playable(run)
     from selftaught.control.planning import Budget
 
     budget = Budget(sequences=sequences, horizon=horizon, rounds=rounds, elites=max(1, min(8, sequences)))
-    _write(player.plan(start, goal, planner, budget, seed), out)
+    _write(playable.plan(start, goal, planner, budget, seed), out)
 
 
 def transfer(run: Run, source: Clip, target: Target, *, out: str, camera: Switch = False) -> None:
@@ -106,7 +106,7 @@ def transfer(run: Run, source: Clip, target: Target, *, out: str, camera: Switch
         out: Folder to write to.
         camera: Take the motion of the background along.
     """
-    _write(_player(run).transfer(source, target, camera), out)
+    _write(_playable(run).transfer(source, target, camera), out)
 
 
 def whatif(run: Run, clip: Clip, *, out: str, actions: Actions, at: int = 0) -> None:
@@ -119,7 +119,7 @@ def whatif(run: Run, clip: Clip, *, out: str, actions: Actions, at: int = 0) -> 
         actions: Numbers of the other actions, such as 0*4,2.
         at: Step from which on they are done, counted from 0.
     """
-    _write(_player(run).whatif(clip, actions, at), out)
+    _write(_playable(run).whatif(clip, actions, at), out)
 
 
 def play(

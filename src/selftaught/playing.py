@@ -1,8 +1,8 @@
 """The verbs of a model that can be controlled: parse, rollout, plan, transfer, what if; each gives films and a report.
 
-    player = Player("runs/lapo")               # or Player(SHIPPED), the small model that comes along
-    player.parse("clip.mp4").write("out/parse")
-    player.plan("clip.mp4@0", "clip.mp4@8").report["keys"]
+    playable = Playable("runs/lapo")               # or Playable(SHIPPED), the small model that comes along
+    playable.parse("clip.mp4").write("out/parse")
+    playable.plan("clip.mp4@0", "clip.mp4@8").report["keys"]
 
 Keys are numbers from 0: what `rollout` and `whatif` are told, and what `parse` and `plan` answer.
 """
@@ -72,7 +72,7 @@ def film_frames(rows: Tensor) -> np.ndarray:
     return np.stack([sheet(rows[:, t].unflatten(0, (-1, columns)), gap=2, zoom=zoom) for t in range(T)])
 
 
-class Player:
+class Playable:
     """A run of a model that can be controlled, and what can be asked of it.
 
     Clips are paths (`FILE`, `FOLDER`, `sample:w-sprites/NUMBER`), arrays uint8 (T, H, W, 3) or tensors (T, 3, H, W) in [0, 1]; of frames
@@ -212,6 +212,11 @@ class Player:
         gap = (both.factual.frames - both.other.frames).abs().mul(2).clamp(0, 1)
         return Told(report, {"whatif": torch.cat([frames, both.factual.frames, both.other.frames, gap])})
 
+    def vectors(self) -> Tensor | None:
+        """(K, D) what the model is told of each code: codes that are near mean much the same."""
+        quantiser = getattr(self.method, "quantiser", None) or getattr(getattr(self.method, "lma", None), "quantiser", None)
+        return None if quantiser is None else quantiser.look_up(torch.arange(self.method.codes))
+
     def effects(self, start: Tensor, steps: int = 6) -> Played:
         """Films (V, steps + 1, ...) of every key, held, from one frame (1, 3, H, W)."""
         V = len(self.keys)
@@ -230,4 +235,4 @@ def psnr_of(found: Tensor, real: Tensor) -> list[float]:
     return [round(float(-10 * torch.log10(e.clamp(min=1e-10))), 2) for e in error]
 
 
-__all__ = ["SHIPPED", "Player", "Told"]
+__all__ = ["SHIPPED", "Playable", "Told"]

@@ -58,6 +58,8 @@ class LAPOConfig(TrainConfig):
     """Standard deviation of the noise on vectors that are not quantised, which have variance 1."""
     w_vq: float = 0.05
     """Weight of the quantiser's loss."""
+    w_size: float = 0.01
+    """Weight of the share of the frame that acts, for `draw=layers`: what need not move is ground."""
     dead_below: float = 0.01
     """A code used for less than this share is moved to a recent vector; 0 never."""
     dead_every: int = 50
@@ -86,7 +88,7 @@ class LAPOConfig(TrainConfig):
     """Channels of the inverse model."""
     inverse_hidden: int = 128
     """Width of the inverse model's linear layer."""
-    forward_base: int = 32
+    forward_base: int = 24
     """Channels of the forward model at its finest level; twice as many below."""
 
 
@@ -187,10 +189,12 @@ class LAPO(Method):
         seen = self.seen(batch[:, : c.window])
         share, real = self.quantised_at(frac), self.real_at(frac)
         q, vectors = self.quantise(self.read(seen), share)
-        drawn = torch.stack([d.frame for d in self.unroll(seen, vectors, real)], 1)
+        steps = self.unroll(seen, vectors, real)
+        drawn, masks = (torch.stack(x, 1) for x in zip(*steps, strict=True))
         error = weighted_error(drawn, seen.after, seen.steady, c.motion_weight, c.squared)
-        total = error + (c.w_vq * q.loss if share > 0 else 0.0)
+        total = error + (c.w_vq * q.loss if share > 0 else 0.0) + (c.w_size * masks.mean() if c.draw == "layers" else 0.0)
         parts = {"prediction": float(error.detach()), "vq": float(q.loss.detach()), "real_frames": float(real), "quantised_frac": share}
+        parts["mask_frac"] = float(masks.detach().mean())
         parts["code_perplexity"] = self.quantiser.perplexity()
         parts["usage_frac"] = parts["code_perplexity"] / c.codes
         parts["phase"] = float(share > 0) + float(share >= 1)  # the loss is another one, and judged anew
@@ -199,20 +203,15 @@ class LAPO(Method):
     def unroll(self, seen: Seen, vectors: Tensor, real: int) -> list[Drawn]:
         """Draw frames 1 to T - 1; the first `real` frames are shown, then the network's own."""
         drawn: list[Drawn] = []
+        mask = torch.zeros_like(seen.now[:, 0, :1])
         for t in range(vectors.shape[1]):
-            if t < real:
-                before, now, steady = seen.before[:, t], seen.now[:, t], seen.steady[:, t]
-            else:
-                before = drawn[-2].frame if t >= 2 and t - 1 >= real else seen.now[:, t - 1]
+            before, now = seen.before[:, t], seen.now[:, t]
+            if t >= real:
+                before = drawn[-2].frame if t > real else seen.now[:, t - 1]
                 now = drawn[-1].frame
-                steady = self.steadied(now, seen.ground[:, t])
-            drawn.append(self.forward_model(before, now, steady, vectors[:, t]))
+            drawn.append(self.forward_model(before, now, mask, seen.ground[:, t], vectors[:, t]))
+            mask = drawn[-1].mask
         return drawn
-
-    @staticmethod
-    def steadied(frames: Tensor, ground: Tensor) -> Tensor:
-        """Frames (B, 3, H, W) after the ground's motion (B, 2)."""
-        return shift_layer(frames, ground, "border", "nearest")
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
@@ -226,26 +225,33 @@ class LAPO(Method):
 
     @torch.no_grad()
     def parse(self, clips: Tensor) -> Parsed:
-        """Clips (B, T, 3, H, W) in [0, 1] to actions; masks are where the forward model puts what moves, after the first frame."""
+        """Clips (B, T, 3, H, W) in [0, 1] to actions; masks are where the forward model puts what acts, the first where it begins."""
         seen = self.seen(clips)
         codes = self.quantiser(self.read(seen).flatten(0, 1)).codes.unflatten(0, seen.now.shape[:2])
-        drawn = self.forward_model(*(x.flatten(0, 1) for x in seen[:3]), self.quantiser.look_up(codes).flatten(0, 1))
-        masks = drawn.mask[:, 0].unflatten(0, codes.shape)
-        masks = torch.cat([masks[:, :1], masks], 1)
-        still = torch.zeros_like(seen.ground)
-        return Parsed(masks, clips * masks[:, :, None], clips, Actions(still, seen.ground, codes))
+        actions = Actions(torch.zeros_like(seen.ground), seen.ground, codes)
+        masks = self.play(clips[:, 0], actions, clips).masks
+        return Parsed(masks, clips * masks[:, :, None], clips, actions)
 
     @torch.no_grad()
     def play(self, images: Tensor, actions: Actions, real: Tensor | None = None) -> Played:
         """Frames after the first ones (B, 3, H, W) in [0, 1] under T - 1 actions; with `real` (B, T, 3, H, W) teacher-forced."""
         vectors = self.quantiser.look_up(actions.codes)
-        frames, masks = [images], [torch.zeros_like(images[:, 0])]
+        frames, masks = [images], [torch.zeros_like(images[:, :1])]
         for t in range(vectors.shape[1]):
             now, before = (frames[-1], frames[max(t - 1, 0)]) if real is None else (real[:, t], real[:, max(t - 1, 0)])
-            drawn = self.forward_model(before, now, self.steadied(now, actions.ground_shifts[:, t]), vectors[:, t])
+            drawn = self.forward_model(before, now, masks[-1], actions.ground_shifts[:, t], vectors[:, t])
             frames.append(drawn.frame)
-            masks.append(drawn.mask[:, 0])
-        return Played(torch.stack(frames, 1), torch.stack(masks, 1))
+            masks.append(drawn.mask)
+        masks[0] = self.acting(images)
+        return Played(torch.stack(frames, 1), torch.stack(masks, 1)[:, :, 0])
+
+    @torch.no_grad()
+    def acting(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to (B, 1, H, W) in [0, 1]: what would act; nothing where frames are drawn directly."""
+        nothing = torch.zeros_like(images[:, :1])
+        if self.config.draw == "direct":
+            return nothing
+        return torch.sigmoid(self.forward_model.actor(torch.cat([images - 0.5, nothing], 1))[:, :1])
 
     def controls(self) -> LAPOControls:
         """The model step by step."""

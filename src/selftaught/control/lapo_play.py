@@ -12,11 +12,14 @@ from selftaught.method import Act, ActionSpace, Parsed
 
 
 class LAPOState(NamedTuple):
-    """The last two frames (B, 3, H, W) in [0, 1], and where what moved was put (B, H, W)."""
+    """The last two frames (B, 3, H, W) in [0, 1], and what is known of what acts."""
 
     before: Tensor
     now: Tensor
+    drawn: Tensor
+    """(B, 1, H, W): where it was drawn in the last frame; zeros where that is not known."""
     mask: Tensor
+    """(B, H, W): where it is."""
 
 
 class LAPOControls:
@@ -31,14 +34,14 @@ class LAPOControls:
 
     def start(self, frames: Tensor) -> LAPOState:
         clips = frames[:, None] if frames.ndim == 4 else frames
-        mask = self.model.parse(clips).masks[:, -1] if clips.shape[1] > 1 else torch.zeros_like(clips[:, -1, 0])
-        return LAPOState(clips[:, max(clips.shape[1] - 2, 0)], clips[:, -1], mask)
+        now = clips[:, -1]
+        return LAPOState(clips[:, max(clips.shape[1] - 2, 0)], now, torch.zeros_like(now[:, :1]), self.model.acting(now)[:, 0])
 
     @torch.no_grad()
     def step(self, state: LAPOState, act: Act) -> LAPOState:
-        steady = self.model.steadied(state.now, act.ground)
-        drawn = self.model.forward_model(state.before, state.now, steady, self.model.quantiser.look_up(act.codes))
-        return LAPOState(state.now, drawn.frame, drawn.mask[:, 0])
+        vector = self.model.quantiser.look_up(act.codes)
+        drawn = self.model.forward_model(state.before, state.now, state.drawn, act.ground, vector)
+        return LAPOState(state.now, drawn.frame, drawn.mask, drawn.mask[:, 0])
 
     def render(self, state: LAPOState) -> Tensor:
         return state.now

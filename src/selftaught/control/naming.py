@@ -16,7 +16,7 @@ from selftaught.method import Act, Actions
 class Names:
     """A map between discovered actions and L labels, counted on a few transitions.
 
-    score(label | code, shift) = log p(code | label) - |shift - mean_label|^2 / (2 s^2), with one more count for every code.
+    score(label | code, shift) = log p(code | label) - |shift - mean_label|^2 / (2 s^2), with a little more than was counted for every code.
     """
 
     log_codes: Tensor
@@ -27,8 +27,12 @@ class Names:
     """s: typical distance of a shift to its label's mean."""
 
     @classmethod
-    def fit(cls, actions: Actions, labels: Tensor, codes: int, count: int | None = None) -> Names:
-        """From n transitions with labels (n,); `count` is the number L of labels."""
+    def fit(cls, actions: Actions, labels: Tensor, codes: int, count: int | None = None, vectors: Tensor | None = None) -> Names:
+        """From n transitions with labels (n,); `count` is the number L of labels.
+
+        With the codes' `vectors` (K, D) a label is lent to codes beside the labelled one, because a few labels do not reach every code:
+        a count of code j counts exp(-|v_k - v_j|^2 / (2 h^2)) for code k, where h is the typical distance to the nearest other code.
+        """
         found, k = actions.shifts.reshape(-1, 2), actions.codes.reshape(-1)
         if len(k) != labels.numel() or not len(k):
             raise ConfigError(f"{len(k)} transitions and {labels.numel()} labels.", expected="one label for each of at least one transition")
@@ -36,9 +40,14 @@ class Names:
         L = int(count or labels.max() + 1)
         table = torch.zeros(L, codes).index_put_((labels, k), torch.ones(len(k)), accumulate=True)
         seen = table.sum(1, keepdim=True)
+        if vectors is not None:
+            apart = torch.cdist(vectors.float(), vectors.float())
+            h = float((apart + torch.eye(codes) * 1e9).amin(1).median().clamp(min=1e-6))
+            table = table @ torch.exp(-apart.square() / (2 * h * h))
         means = torch.zeros(L, 2).index_add_(0, labels, found) / seen.clamp(min=1)
         spread = float((found - means[labels]).square().sum(1).mean().sqrt().clamp(min=0.02))
-        smooth = ((table + 0.1) / (seen + 0.1 * codes)).log()
+        floor = 0.1 if vectors is None else 1e-4
+        smooth = ((table + floor) / (table.sum(1, keepdim=True) + floor * codes)).log()
         return cls(torch.where(seen > 0, smooth, torch.tensor(float("-inf"))), means, spread)
 
     def label(self, actions: Actions) -> Tensor:

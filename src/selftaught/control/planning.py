@@ -69,12 +69,20 @@ class Plan(NamedTuple):
 
 @torch.no_grad()
 def tried(model: Controls, state: Any, actions: Actions, goal: Any) -> Tensor:
-    """(N, H) distances to the goal after each step of N sequences from one state."""
-    many = pick(state, torch.zeros(len(actions.codes), dtype=torch.int64))
+    """(N, H) distances to the goal after each step of N sequences from one state; equal beginnings are computed once."""
+    N, H = actions.codes.shape
+    rows, many = torch.zeros(N, dtype=torch.int64), state
+    plain, count = not bool(actions.shifts.any()), model.action_space().codes
     found = []
-    for t in range(actions.codes.shape[1]):
-        many = model.step(many, acts_of(actions, t))
-        found.append(model.distance(many, goal))
+    for t in range(H):
+        which = torch.arange(N)
+        if plain:
+            _, which = torch.unique(rows * count + actions.codes[:, t], return_inverse=True)
+        first = torch.full((int(which.max()) + 1,), N).scatter_reduce(0, which, torch.arange(N), "amin")
+        act = acts_of(actions, t)
+        many = model.step(pick(many, rows[first]), Act(*(x[first] for x in act)))
+        found.append(model.distance(many, goal)[which])
+        rows = which
     return torch.stack(found, 1)
 
 

@@ -289,7 +289,7 @@ def serve(run: str, *, port: int = 0, browser: bool = False, token: str | None =
     port, token = bound.getsockname()[1], token or secrets.token_urlsafe(24)
     print("opening the model ...", flush=True)
     stage = Stage.open(run)
-    for note in stage.player.notes:
+    for note in stage.playable.notes:
         print(f"note: {note}")
     app = build(stage, Gate(token, frozenset({f"127.0.0.1:{port}", f"localhost:{port}"})))
     address = f"http://127.0.0.1:{port}/?token={token}"

@@ -48,7 +48,7 @@ class Session:
     """Requests are `{"do": VERB, ...}`: hello, effects, reset, upload, act, undo, goal, plan, record. Not safe for several threads at once."""
 
     def __init__(self, stage: Stage) -> None:
-        self.stage, self.player = stage, stage.player
+        self.stage, self.playable = stage, stage.playable
         self.scene: Scene = stage.scenes[0]
         self.number: int | None = 0
         self.moments: deque[Moment] = deque(maxlen=UNDO + 1)
@@ -75,7 +75,7 @@ class Session:
         world = None if self.stage.world is None or self.scene.script is None else self.stage.world.begin([self.scene.script])
         self.number = number
         self.moments.clear()
-        self.moments.append(Moment(self.player.model.start(first), world, None))
+        self.moments.append(Moment(self.playable.model.start(first), world, None))
         at = min(GOAL_AFTER, self.scene.clip.shape[1] - 1)
         self.goal = self.scene.clip[:, at] if at else None
         self.keep()
@@ -87,14 +87,14 @@ class Session:
 
     def effects(self, request: dict[str, Any]) -> dict[str, Any]:
         """A small film of every action from where the play is."""
-        now = self.player.model.render(self.moments[-1].state)
-        films = self.player.effects(now, FILM_STEPS).frames
+        now = self.playable.model.render(self.moments[-1].state)
+        films = self.playable.effects(now, FILM_STEPS).frames
         return {"effects": [[packed(frame) for frame in film[1:]] for film in films]}
 
     def view(self) -> dict[str, Any]:
         """What is seen now."""
         moment = self.moments[-1]
-        model = self.player.model
+        model = self.playable.model
         return {
             "frame": packed(model.render(moment.state)[0]), "mask": packed(model.masks(moment.state)[0][None]),
             "truth": None if moment.world is None else packed(self.stage.world.render(moment.world)[0]),
@@ -105,7 +105,7 @@ class Session:
     def aims(self) -> dict[str, Any]:
         """The goal, and what the scene's own clip was made of."""
         clip = self.scene.clip
-        parsed = self.player.keys.of(self.player.model.parse(clip).actions)[0].tolist() if clip.shape[1] > 1 else []
+        parsed = self.playable.keys.of(self.playable.model.parse(clip).actions)[0].tolist() if clip.shape[1] > 1 else []
         return {"goal": None if self.goal is None else packed(self.goal[0]), "parsed": parsed}
 
     def reset(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -127,20 +127,20 @@ class Session:
             data = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError) as error:
             raise ConfigError("The picture is no base64.") from error
-        pixels = fit(readers.decode(data, max_pixels=MAX_PIXELS), self.player.height, self.player.width, False)
+        pixels = fit(readers.decode(data, max_pixels=MAX_PIXELS), self.playable.height, self.playable.width, False)
         self.scene = Scene(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float()[None, None] / 255)
         self._begin(None)
         return {**self.view(), **self.aims()}
 
     def act(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do one action."""
-        key = whole(request, "key", len(self.player.keys))
+        key = whole(request, "key", len(self.playable.keys))
         now = self.moments[-1]
-        state = self.player.model.step(now.state, self.player.keys.act(torch.tensor([key])))
+        state = self.playable.model.step(now.state, self.playable.keys.act(torch.tensor([key])))
         world, true = now.world, self.stage.world_key(key)
         if world is not None and true is not None:
             zero = torch.zeros(1, 2)
-            world = self.stage.world.step(world, type(self.player.keys.act(torch.tensor([key])))(torch.tensor([true]), zero, zero))
+            world = self.stage.world.step(world, type(self.playable.keys.act(torch.tensor([key])))(torch.tensor([true]), zero, zero))
         self.moments.append(Moment(state, world, key))
         self.keep()
         return self.view()
@@ -158,7 +158,7 @@ class Session:
         if where not in ("now", "clip"):
             raise ConfigError("A goal is taken from somewhere.", expected='"now" or "clip"')
         if where == "now":
-            self.goal = self.player.model.render(self.moments[-1].state)
+            self.goal = self.playable.model.render(self.moments[-1].state)
         else:
             at = min(GOAL_AFTER, self.scene.clip.shape[1] - 1)
             self.goal = self.scene.clip[:, at] if at else None
@@ -171,11 +171,11 @@ class Session:
         how = request.get("how", "cem")
         if how not in ("cem", "beam"):
             raise ConfigError("There is no such planner.", expected="cem or beam")
-        model, state = self.player.model, self.moments[-1].state
+        model, state = self.playable.model, self.moments[-1].state
         aim = model.start(same_ground(model.render(state), self.goal))
         budget = Budget() if how == "cem" else Budget(sequences=24)
-        found = plan(model, state, aim, self.player.habits, how, budget, seed=len(self.moments))
-        keys = self.player.keys.of(found.actions)[0].tolist()
+        found = plan(model, state, aim, self.playable.habits, how, budget, seed=len(self.moments))
+        keys = self.playable.keys.of(found.actions)[0].tolist()
         return {"plan": keys, "distances": [round(x, 5) for x in found.distances.tolist()], "plan_ms": round(1000 * found.seconds)}
 
     def record(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class Session:
         if self.recording is None or len(self.recording) >= RECORDED:
             return
         moment = self.moments[-1]
-        parts = [self.player.model.render(moment.state)[0]]
+        parts = [self.playable.model.render(moment.state)[0]]
         if moment.world is not None:
             parts.append(self.stage.world.render(moment.world)[0])
         frame = torch.cat(parts, 2).clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
