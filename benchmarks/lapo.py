@@ -34,7 +34,9 @@ SHOWN = (
 )  # fmt: skip
 
 
-def one_run(data: str, run: Path, seed: int, settings: list[str], steps: int | None, limit: int | None) -> dict[str, Any]:
+def one_run(
+    data: str, run: Path, seed: int, settings: list[str], steps: int | None, limit: int | None
+) -> dict[str, Any]:
     """Train and score once; scores and seconds are kept in the run folder."""
     begin = time.monotonic()
     finished = (run / "seconds.json").exists()
@@ -44,7 +46,12 @@ def one_run(data: str, run: Path, seed: int, settings: list[str], steps: int | N
     if not (run / "scores.json").exists():
         evaluate(run, limit=limit)
     config = read_json(run / "config.json")["config"]
-    return {"seed": seed, "seconds": read_json(run / "seconds.json")["training"], "steps": config["steps"], **read_json(run / "scores.json")}
+    return {
+        "seed": seed,
+        "seconds": read_json(run / "seconds.json")["training"],
+        "steps": config["steps"],
+        **read_json(run / "scores.json"),
+    }
 
 
 def rows_of(runs: list[dict[str, Any]], controls: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -77,7 +84,9 @@ def main() -> None:
     parser.add_argument("--no-control", action="store_true")
     a = parser.parse_args()
     runs = [one_run(a.data, a.runs / f"lapo-{seed}", seed, [], a.steps, a.limit) for seed in a.seeds]
-    controls = {} if a.no_control else {"learning rate 0": one_run(a.data, a.runs / "lapo-lr-0", 0, ["lr=0"], 30, a.limit)}
+    controls = (
+        {} if a.no_control else {"learning rate 0": one_run(a.data, a.runs / "lapo-lr-0", 0, ["lr=0"], 30, a.limit)}
+    )
     result = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), shared with other work",
         "versions": {"selftaught": selftaught.__version__, "torch": torch.__version__},

@@ -47,7 +47,9 @@ def test_the_model_that_comes_along_is_small_and_learned(playable: Playable) -> 
     def psnr(x: torch.Tensor) -> float:
         return float((-10 * torch.log10((x - clips[:, 1:9]).square().mean((2, 3, 4)))).mean())
 
-    none = playable.method.play(clips[:, 0], parsed._replace(codes=torch.full_like(parsed.codes, int(parsed.codes.mode().values.mode().values)))).frames
+    none = playable.method.play(
+        clips[:, 0], parsed._replace(codes=torch.full_like(parsed.codes, int(parsed.codes.mode().values.mode().values)))
+    ).frames
     mine, copied, idle = psnr(played[:, 1:9]), psnr(clips[:, :1].expand(-1, 8, -1, -1, -1)), psnr(none[:, 1:9])
     print(f"eight steps from the first frame: {mine:.2f} dB, copying {copied:.2f} dB, no action {idle:.2f} dB")
     assert mine > copied + 2 and mine > idle + 1
@@ -151,7 +153,13 @@ def test_numbers_that_are_no_actions_are_refused(playable: Playable) -> None:
         (("plan", SHIPPED, "a", "b", "--out", "o", "--horizn", "3"), "Did you mean '--horizon'"),
     ],
 )
-def test_bad_input_gives_a_clear_error(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input_gives_a_clear_error(
+    words: tuple[str, ...],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, err = run(capsys, *words)
     assert code == 2 and said in err and "Traceback" not in err, err

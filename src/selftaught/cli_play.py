@@ -56,7 +56,14 @@ def parse(run: Run, clip: Clip, *, out: str, synthesis: Switch = False, switch: 
 
 
 def rollout(
-    run: Run, start: Start, *, out: str, actions: Actions | None = None, steps: int = 8, futures: int = 16, seed: int = 0
+    run: Run,
+    start: Start,
+    *,
+    out: str,
+    actions: Actions | None = None,
+    steps: int = 8,
+    futures: int = 16,
+    seed: int = 0,
 ) -> None:
     """Play actions from a first frame; without --actions show several futures that are usual.
 
@@ -123,7 +130,11 @@ def whatif(run: Run, clip: Clip, *, out: str, actions: Actions, at: int = 0) -> 
 
 
 def play(
-    run: Positional[Annotated[str, arg(metavar="[RUN]")]] = SHIPPED, *, port: int = 0, browser: Switch = False, token: str | None = None
+    run: Positional[Annotated[str, arg(metavar="[RUN]")]] = SHIPPED,
+    *,
+    port: int = 0,
+    browser: Switch = False,
+    token: str | None = None,
 ) -> None:
     """Open a page on this machine to play a model with the keyboard, to plan with it, and to see what it sees.
 

@@ -103,9 +103,14 @@ class Playable:
             windows = open_windows(read_json(self.learned.run / "config.json")["data"], "train", Want(self.height, self.width, config.fps),
                                    8, config.every).whole().first(LOOKED_AT)  # fmt: skip
         except SelftaughtError as error:
-            self.notes.append(f"what is usually done is not known, because the run's clips cannot be read: {error.what}")
+            self.notes.append(
+                f"what is usually done is not known, because the run's clips cannot be read: {error.what}"
+            )
             return Habits.unknown(space)
-        parts = [self.model.parse(windows.batch(rows).float() / 255).actions for rows in np.array_split(np.arange(len(windows)), -(-len(windows) // 32))]
+        parts = [
+            self.model.parse(windows.batch(rows).float() / 255).actions
+            for rows in np.array_split(np.arange(len(windows)), -(-len(windows) // 32))
+        ]
         actions = type(parts[0])(*(torch.cat(x) for x in zip(*parts, strict=True)))
         keys = Keys.fit(space, actions)
         habits = Habits.fit(keys, keys.of(actions))
@@ -154,7 +159,8 @@ class Playable:
         again = rollout(self.model, self.model.start(frames[:, 0]), parsed.actions).frames
         scale = torch.tensor([self.width / 2, self.height / 2])
         report = self.report(
-            keys=keys[0].tolist(), codes=parsed.actions.codes[0].tolist(), background_shift_px=(parsed.actions.ground_shifts[0] * scale).tolist(),
+            keys=keys[0].tolist(), codes=parsed.actions.codes[0].tolist(),
+            background_shift_px=(parsed.actions.ground_shifts[0] * scale).tolist(),
             psnr_db=psnr_of(again, frames),
         )  # fmt: skip
         if self.model.action_space().shift_low is not None:
@@ -165,7 +171,9 @@ class Playable:
         masks = parsed.masks[:, :, None].expand_as(frames)
         return Told(report, {"clip": frames, "masks": masks, "played": torch.cat([frames, again])})
 
-    def rollout(self, start: Any, keys: str | Sequence[int] | None = None, steps: int = 8, count: int = 16, seed: int = 0) -> Told:
+    def rollout(
+        self, start: Any, keys: str | Sequence[int] | None = None, steps: int = 8, count: int = 16, seed: int = 0
+    ) -> Told:
         """What comes of some actions; or, when none are given, `count` futures under actions that are drawn by habit."""
         self._check_steps(steps, count)
         state = self.model.start(self.frame(start))
@@ -175,9 +183,14 @@ class Playable:
             return Told(self.report(keys=chosen[0].tolist(), steps=self.about(chosen[0])), {"rollout": played.frames})
         drawn = self.habits.sample(None, steps, count, seed)
         played = futures(self.model, state, self.habits, steps, count, seed)
-        return Told(self.report(futures=drawn.tolist(), diversity=diversity(played.frames), seed=seed), {"futures": played.frames})
+        return Told(
+            self.report(futures=drawn.tolist(), diversity=diversity(played.frames), seed=seed),
+            {"futures": played.frames},
+        )
 
-    def plan(self, start: Any, goal: Any, how: Literal["cem", "beam"] = "cem", budget: Budget | None = None, seed: int = 0) -> Told:
+    def plan(
+        self, start: Any, goal: Any, how: Literal["cem", "beam"] = "cem", budget: Budget | None = None, seed: int = 0
+    ) -> Told:
         """Actions that lead from a start to a goal; the goal is first brought onto the start's background."""
         first = self.frame(start)
         aim = same_ground(first, self.frame(goal))
@@ -194,7 +207,10 @@ class Playable:
         clip, first = self.clip(source), self.frame(target)
         actions, played = transfer(self.model, clip, first, camera)
         keys = self.keys.of(actions)[0]
-        return Told(self.report(keys=keys.tolist(), steps=self.about(keys)), {"transfer": torch.cat([clip, played.frames]), "result": played.frames})
+        return Told(
+            self.report(keys=keys.tolist(), steps=self.about(keys)),
+            {"transfer": torch.cat([clip, played.frames]), "result": played.frames},
+        )
 
     def whatif(self, clip: Any, keys: str | Sequence[int], at: int = 0) -> Told:
         """What would have happened, had other actions been done from step `at` on."""
@@ -203,7 +219,10 @@ class Playable:
         chosen = self.chosen(keys)
         n = parsed.codes.shape[1] - at
         if not 0 <= at < parsed.codes.shape[1] or chosen.shape[1] > n:
-            raise ConfigError(f"{chosen.shape[1]} actions from step {at} of a clip with {parsed.codes.shape[1]}.", expected="steps of the clip")
+            raise ConfigError(
+                f"{chosen.shape[1]} actions from step {at} of a clip with {parsed.codes.shape[1]}.",
+                expected="steps of the clip",
+            )
         new = changed_codes(parsed, at, self.keys.codes[chosen], self.keys.shifts[chosen])
         both = counterfactual(self.model, self.model.start(frames[:, 0]), parsed, new)
         report = self.report(
@@ -214,7 +233,9 @@ class Playable:
 
     def vectors(self) -> Tensor | None:
         """(K, D) what the model is told of each code: codes that are near mean much the same."""
-        quantiser = getattr(self.method, "quantiser", None) or getattr(getattr(self.method, "lma", None), "quantiser", None)
+        quantiser = getattr(self.method, "quantiser", None) or getattr(
+            getattr(self.method, "lma", None), "quantiser", None
+        )
         return None if quantiser is None else quantiser.look_up(torch.arange(self.method.codes))
 
     def effects(self, start: Tensor, steps: int = 6) -> Played:
@@ -226,7 +247,9 @@ class Playable:
     @staticmethod
     def _check_steps(steps: int, count: int) -> None:
         if not 1 <= steps <= MAX_STEPS or not 1 <= count <= 64:
-            raise ConfigError(f"{count} futures of {steps} steps.", expected=f"1 to 64 futures of 1 to {MAX_STEPS} steps")
+            raise ConfigError(
+                f"{count} futures of {steps} steps.", expected=f"1 to 64 futures of 1 to {MAX_STEPS} steps"
+            )
 
 
 def psnr_of(found: Tensor, real: Tensor) -> list[float]:

@@ -59,11 +59,18 @@ def read_frames_of(data: Any, want: Want, every: int = 1) -> Tensor:
     if isinstance(data, (str, os.PathLike)):
         return _from_path(os.fspath(data), want, every)
     if isinstance(data, Tensor):
-        if data.ndim not in (3, 4, 5) or data.shape[-3] != 3 or not data.is_floating_point() or not bool(((data >= 0) & (data <= 1)).all()):
+        if (
+            data.ndim not in (3, 4, 5)
+            or data.shape[-3] != 3
+            or not data.is_floating_point()
+            or not bool(((data >= 0) & (data <= 1)).all())
+        ):
             raise DataError(f"Got a {tuple(data.shape)} {data.dtype} tensor.", expected="(T, 3, H, W) float in [0, 1]")
         clip = data.reshape(-1, *data.shape[-3:])
         if clip.shape[-2:] != (want.height, want.width):
-            clip = torch.nn.functional.interpolate(clip, (want.height, want.width), mode="bilinear", antialias=True, align_corners=False)
+            clip = torch.nn.functional.interpolate(
+                clip, (want.height, want.width), mode="bilinear", antialias=True, align_corners=False
+            )
         return clip.clamp(0, 1)[None]
     array = np.asarray(data)
     if array.ndim == 3:

@@ -88,7 +88,9 @@ def test_what_is_put_somewhere_is_taken_away_where_it_was() -> None:
     one = torch.zeros(1, 7, 7)
     one[0, 3, 3 + 2] = 1
     model.displacements = lambda code: one  # type: ignore[method-assign]
-    sure = torch.cat([40 * a - 20, torch.full((1, 3, 32, 32), float(np.log(0.25 / 0.75)))], 1)  # sigmoid of it: the mask, and grey ground
+    sure = torch.cat(
+        [40 * a - 20, torch.full((1, 3, 32, 32), float(np.log(0.25 / 0.75)))], 1
+    )  # sigmoid of it: the mask, and grey ground
     model.actor.forward = lambda x: sure  # type: ignore[method-assign]
     model.net.forward = lambda x, code: torch.full((1, 4, 32, 32), -30.0)  # type: ignore[method-assign]
     drawn = model(frame, frame, torch.zeros(1, 1, 32, 32), torch.zeros(1, 2), torch.zeros(1, 4))
@@ -143,7 +145,9 @@ def test_it_finds_the_four_ways_and_without_learning_it_does_not(lr: float, lear
     ami = grouping(np.repeat(ways, 2), codes.numpy()).ami
     played = model.play(new[:, 0], Actions(torch.zeros(48, 2, 2), torch.zeros(48, 2, 2), codes)).frames
     gain = float((new[:, 0] - new[:, -1]).abs().mean() / (played[:, -1] - new[:, -1]).abs().mean())
-    print(f"lr {lr}: AMI {ami:.2f}, error {np.mean(errors[:10]):.4f} to {np.mean(errors[-10:]):.4f}, gain over copying {gain:.2f}")
+    print(
+        f"lr {lr}: AMI {ami:.2f}, error {np.mean(errors[:10]):.4f} to {np.mean(errors[-10:]):.4f}, gain over copying {gain:.2f}"
+    )
     assert (ami > 0.6) == learns
     assert (gain > 1.2) == learns
     assert (np.mean(errors[-10:]) < 0.6 * np.mean(errors[:10])) == learns
@@ -155,7 +159,10 @@ def test_parse_and_play_have_the_shapes_of_the_capability() -> None:
     clips = torch.rand(2, 4, 3, 32, 32)
     parsed = model.parse(clips)
     assert parsed.masks.shape == (2, 4, 32, 32) and parsed.actions.codes.shape == (2, 3)
-    assert not parsed.actions.shifts.any() and 0 <= int(parsed.actions.codes.min()) <= int(parsed.actions.codes.max()) < model.codes
+    assert (
+        not parsed.actions.shifts.any()
+        and 0 <= int(parsed.actions.codes.min()) <= int(parsed.actions.codes.max()) < model.codes
+    )
     played = model.play(clips[:, 0], parsed.actions)
     assert played.frames.shape == clips.shape and torch.equal(played.frames[:, 0], clips[:, 0])
     forced = model.play(clips[:, 0], parsed.actions, clips)
@@ -165,7 +172,10 @@ def test_parse_and_play_have_the_shapes_of_the_capability() -> None:
     assert torch.equal(alone, parsed.actions.codes[:1]), "a clip is parsed the same alone"
 
 
-@pytest.mark.parametrize("changes", [{"draw": "direct"}, {"steady": False}, {"compare": False}, {"fold": 1}, {"squared": True}, {"norm": "batch"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"draw": "direct"}, {"steady": False}, {"compare": False}, {"fold": 1}, {"squared": True}, {"norm": "batch"}],
+)
 def test_every_option_can_be_trained(changes: dict[str, Any]) -> None:
     model = build(**changes)
     batch = torch.rand(4, 3, 3, 32, 32)
@@ -179,7 +189,15 @@ def test_every_option_can_be_trained(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"image_px": 30}, {"fold": 3}, {"window": 2}, {"warm_frac": 0.5, "quantised_frac": 0.2}, {"reach_px": 16}, {"reach_px": 0}, {"codes": 1}],
+    [
+        {"image_px": 30},
+        {"fold": 3},
+        {"window": 2},
+        {"warm_frac": 0.5, "quantised_frac": 0.2},
+        {"reach_px": 16},
+        {"reach_px": 0},
+        {"codes": 1},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError):

@@ -1,4 +1,4 @@
-"""One interface for all models: stepping is playing, for LAPO, GLASS and the true world; planning, habits, parsing by trying, names, what if."""
+"""One interface for all models, LAPO, GLASS and the true world: stepping, planning, habits, parsing by trying, names, what if."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def test_the_world_steps_exactly_as_it_draws() -> None:
     played = rollout(w, w.begin(range(len(w.scripts))), Actions(torch.zeros_like(ground), ground, codes))
     for i, script in enumerate(w.scripts):
         clip = ws.render(RECIPE, script)
-        assert torch.equal((played.frames[i] * 255).round().to(torch.uint8).permute(0, 2, 3, 1), torch.from_numpy(clip.frames))
+        assert torch.equal(
+            (played.frames[i] * 255).round().to(torch.uint8).permute(0, 2, 3, 1), torch.from_numpy(clip.frames)
+        )
         assert torch.equal((played.masks[i] * 255).round().to(torch.uint8), torch.from_numpy(clip.masks))
     with pytest.raises(RunError, match="pixels"):
         w.parse(torch.rand(1, 2, 3, 32, 32))
@@ -143,14 +145,18 @@ def test_a_plan_is_the_same_for_the_same_seed_and_shifts_stay_in_their_box() -> 
     controls = controls_of(learned("glass"))
     first = torch.rand(2, 3, 32, 32)
     start, goal = controls.start(first[:1]), controls.start(first[1:])
-    one, two = (plan_cem(controls, start, goal, Budget(sequences=6, horizon=3, rounds=2, elites=2), seed=5) for _ in range(2))
+    one, two = (
+        plan_cem(controls, start, goal, Budget(sequences=6, horizon=3, rounds=2, elites=2), seed=5) for _ in range(2)
+    )
     assert all(torch.equal(a, b) for a, b in zip(one.actions, two.actions, strict=True))
     space = controls.action_space()
     assert space.shift_high is not None
     assert bool((one.actions.shifts.abs() <= torch.tensor(space.shift_high) + 1e-6).all())
 
 
-@pytest.mark.parametrize("wrong", [{"elites": 9, "sequences": 8}, {"horizon": 0}, {"objective": "most"}, {"rounds": 10**6}, {"smooth": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"elites": 9, "sequences": 8}, {"horizon": 0}, {"objective": "most"}, {"rounds": 10**6}, {"smooth": 1.0}]
+)
 def test_budgets_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Budget(**wrong)
@@ -166,7 +172,9 @@ def test_habits_predict_what_tends_to_follow() -> None:
     keys = Keys.of_space(ActionSpace(3))
     done = torch.tensor([[0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0]] * 8)
     habits = Habits.fit(keys, done)
-    assert torch.allclose(habits.bigram.sum(1), torch.ones(3)) and torch.allclose(habits.unigram.sum(), torch.tensor(1.0))
+    assert torch.allclose(habits.bigram.sum(1), torch.ones(3)) and torch.allclose(
+        habits.unigram.sum(), torch.tensor(1.0)
+    )
     told = habits.surprise(done)
     assert told["bigram"] < told["unigram"] < told["uniform"] + 1e-6
     counts = (done[:, :-1] == 0) & (done[:, 1:] == 1)
@@ -174,7 +182,12 @@ def test_habits_predict_what_tends_to_follow() -> None:
     assert float(habits.bigram[0, 1]) == pytest.approx(want, rel=1e-5)
     again = Habits.from_json(habits.to_json(), ActionSpace(3))
     assert torch.allclose(again.bigram, habits.bigram)
-    for damage in ({}, {**habits.to_json(), "codes": [0, 1, 9]}, {**habits.to_json(), "unigram": [1.0]}, {**habits.to_json(), "bigram": "x"}):
+    for damage in (
+        {},
+        {**habits.to_json(), "codes": [0, 1, 9]},
+        {**habits.to_json(), "unigram": [1.0]},
+        {**habits.to_json(), "bigram": "x"},
+    ):
         with pytest.raises(RunError, match="habits"):
             Habits.from_json(damage, ActionSpace(3))
 
@@ -205,6 +218,7 @@ def test_the_cheapest_path_is_that_of_trying_all() -> None:
     for switch in (0.0, 0.2, 5.0):
         found = cheapest_path(costs, switch)
         for b in range(3):
+
             def cost(path: Any, b: int = b, switch: float = switch) -> float:
                 changes = sum(x != y for x, y in itertools.pairwise(path))
                 return float(sum(costs[b, t, k] for t, k in enumerate(path))) + switch * changes

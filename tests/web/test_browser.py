@@ -15,12 +15,26 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra `web` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-BROWSER = os.environ.get("SELFTAUGHT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER = (
+    os.environ.get("SELFTAUGHT_CHROMIUM")
+    or shutil.which("chromium")
+    or shutil.which("chromium-browser")
+    or shutil.which("google-chrome")
+)
 SHOTS = os.environ.get("SELFTAUGHT_SCREENSHOTS")
 """A folder for pictures of the page, for a person to look at."""
 TOKEN = "a-token-of-the-browser-tests"
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (or name one in SELFTAUGHT_CHROMIUM)")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no Chromium on this machine (or name one in SELFTAUGHT_CHROMIUM)"
+)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
 WAIT = 60_000
 
 
@@ -182,7 +196,9 @@ def test_dark_phone_and_mask(browser: Any, server: Server) -> None:
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.dataset.theme") == scheme
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out at the side"
-        small = page.evaluate("[...document.querySelectorAll('main button')].filter(b => b.offsetParent && b.offsetHeight < 34).length")
+        small = page.evaluate(
+            "[...document.querySelectorAll('main button')].filter(b => b.offsetParent && b.offsetHeight < 34).length"
+        )
         assert small == 0, "buttons can be touched"
         page.wait_for_function("document.querySelectorAll('#keys canvas')[0].width === 64")
         shot(page, f"{'phone' if width < 800 else 'desktop'}-{scheme}-mask")

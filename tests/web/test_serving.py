@@ -35,7 +35,9 @@ def client() -> Iterator[TestClient]:
         yield found
 
 
-def ws(client: TestClient, session: str = "session-one", token: str = TOKEN, headers: dict[str, str] | None = None) -> Any:
+def ws(
+    client: TestClient, session: str = "session-one", token: str = TOKEN, headers: dict[str, str] | None = None
+) -> Any:
     return client.websocket_connect(f"/ws?token={token}&session={session}", headers=headers or ORIGIN)
 
 
@@ -80,7 +82,9 @@ def test_the_page_takes_nothing_from_elsewhere() -> None:
         (TOKEN, "../../etc/passwd", ORIGIN),
     ],
 )
-def test_sockets_of_strangers_are_refused(client: TestClient, token: str, session: str, headers: dict[str, str]) -> None:
+def test_sockets_of_strangers_are_refused(
+    client: TestClient, token: str, session: str, headers: dict[str, str]
+) -> None:
     with pytest.raises(WebSocketDisconnect) as refused, ws(client, session, token, headers):
         pass
     assert refused.value.code == 1008
@@ -111,7 +115,11 @@ def test_a_film_is_fetched_with_the_token(client: TestClient) -> None:
         ask(socket_, id=2, do="act", key=0)
         ask(socket_, id=3, do="record", on=False)
     film = client.get(f"/film/session-film?token={TOKEN}")
-    assert film.status_code == 200 and film.headers["content-type"] in ("video/mp4", "image/gif") and len(film.content) > 500
+    assert (
+        film.status_code == 200
+        and film.headers["content-type"] in ("video/mp4", "image/gif")
+        and len(film.content) > 500
+    )
     assert client.get("/film/session-film?token=wrong").status_code == 403
     assert client.get(f"/film/session-none?token={TOKEN}").status_code == 404
     assert client.get(f"/film/..%2f..%2fetc?token={TOKEN}").status_code == 404
@@ -136,7 +144,22 @@ def test_bytes_end_their_connection_and_nothing_else(client: TestClient) -> None
 def test_a_thousand_odd_messages_and_the_server_lives(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving.Allowance, "take", lambda self: True)
     draw = random.Random(0)
-    odd: list[Any] = [None, True, -1, 2**70, 1e308, "", "act", [], {}, {"do": "act"}, [[[]]], "\u0000", "é" * 50, {"key": {"key": []}}]
+    odd: list[Any] = [
+        None,
+        True,
+        -1,
+        2**70,
+        1e308,
+        "",
+        "act",
+        [],
+        {},
+        {"do": "act"},
+        [[[]]],
+        "\u0000",
+        "é" * 50,
+        {"key": {"key": []}},
+    ]
 
     def message() -> str:
         kind = draw.randrange(6)
@@ -146,10 +169,15 @@ def test_a_thousand_odd_messages_and_the_server_lives(client: TestClient, monkey
             return json.dumps(draw.choice(odd))
         if kind == 2:
             return "[" * 3000 + "]" * draw.randrange(3000)
-        verb = draw.choice(["hello", "reset", "upload", "act", "undo", "goal", "record", "ACT", "plan ", "__init__", "_begin", ""])
+        verb = draw.choice(
+            ["hello", "reset", "upload", "act", "undo", "goal", "record", "ACT", "plan ", "__init__", "_begin", ""]
+        )
         names = ["key", "scene", "picture", "from", "on", "how", "do", "id"]
         body: dict[str, Any] = {"do": verb, "id": draw.choice([1, "x", None, 2**60, -5, 1.5])}
-        body |= {name: draw.choice([*odd, 0, 1, 2, "now", "clip", "cem", "../x"]) for name in draw.sample(names, draw.randrange(4))}
+        body |= {
+            name: draw.choice([*odd, 0, 1, 2, "now", "clip", "cem", "../x"])
+            for name in draw.sample(names, draw.randrange(4))
+        }
         if body["do"] == "hello":
             body["do"] = "undo"  # the same, and less to send
         text = json.dumps(body)
@@ -208,7 +236,9 @@ def test_sessions_are_few() -> None:
         sessions.get(f"session-{i}")
     assert sessions.get("session-0") is first and len(made) == MAX_SESSIONS
     sessions.get("one-more")
-    assert len(sessions) == MAX_SESSIONS and sessions.known("session-1") is None and sessions.known("session-0") is first
+    assert (
+        len(sessions) == MAX_SESSIONS and sessions.known("session-1") is None and sessions.known("session-0") is first
+    )
 
 
 def test_a_port_that_is_taken_gives_a_clear_error() -> None:

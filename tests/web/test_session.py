@@ -37,7 +37,9 @@ def test_hello_tells_all_that_the_page_draws(session: Session) -> None:
     json.dumps(told, allow_nan=False)
     about = told["about"]
     assert about["world"] and about["labelled"] == 10 and len(about["keys"]) == len(session.playable.keys)
-    assert len(told["scenes"]) == 8 and pixels(told["frame"]).shape == (48, 64, 3) and pixels(told["mask"], 1).any() == 0
+    assert (
+        len(told["scenes"]) == 8 and pixels(told["frame"]).shape == (48, 64, 3) and pixels(told["mask"], 1).any() == 0
+    )
     assert np.array_equal(pixels(told["frame"]), pixels(told["truth"])), "both begin with the same picture"
     assert len(told["parsed"]) == 11
 
@@ -58,7 +60,11 @@ def test_the_world_does_what_the_named_keys_say(stage: Stage) -> None:
     """Keys that the ten labels name a walk move the true figure that way, and the model's figure as well."""
     names = stage.world.action_space().names
     walks = {"walk left": (-1, 0), "walk right": (1, 0), "walk up": (0, -1), "walk down": (0, 1)}
-    found = [(stage.ways[k], walks[names[stage.world_key(k)]]) for k in range(len(stage.ways)) if names[stage.world_key(k)] in walks]  # type: ignore[index]
+    found = [
+        (stage.ways[k], walks[names[stage.world_key(k)]])
+        for k in range(len(stage.ways))
+        if names[stage.world_key(k)] in walks
+    ]  # type: ignore[index]
     assert len({way for _, way in found}) >= 3, found
     agree = [way[0] * true[0] + way[1] * true[1] > 1 for way, true in found]
     assert np.mean(agree) > 0.7, found
@@ -115,8 +121,10 @@ def test_a_picture_of_one_s_own(session: Session) -> None:
     "request_",
     [
         {}, {"do": None}, {"do": "eval"}, {"do": ["act"]}, {"do": "act"}, {"do": "act", "key": -1}, {"do": "act", "key": 10**9},
-        {"do": "act", "key": "1"}, {"do": "act", "key": 1.0}, {"do": "act", "key": True}, {"do": "reset", "scene": 99}, {"do": "reset", "scene": "x"},
-        {"do": "goal"}, {"do": "goal", "from": "../../etc"}, {"do": "plan", "how": "magic"}, {"do": "plan", "how": ["cem"]}, {"do": "record"},
+        {"do": "act", "key": "1"}, {"do": "act", "key": 1.0}, {"do": "act", "key": True}, {"do": "reset", "scene": 99},
+        {"do": "reset", "scene": "x"},
+        {"do": "goal"}, {"do": "goal", "from": "../../etc"}, {"do": "plan", "how": "magic"}, {"do": "plan", "how": ["cem"]},
+        {"do": "record"},
         {"do": "record", "on": 1}, {"do": "upload"}, {"do": "upload", "picture": "?"}, {"do": "upload", "picture": "aGFsbG8="},
         {"do": "upload", "picture": "A" * 3_000_000}, {"do": "upload", "picture": 5},
     ],
@@ -134,4 +142,6 @@ def test_the_way_of_an_action_is_how_far_its_mask_goes() -> None:
         masks[0, t, 4:8, 2 * t : 2 * t + 4] = 1
         masks[1, t, 8 - t : 12 - t, 4:8] = 1
     ways = ways_of(masks)
-    assert ways[0] == pytest.approx((2, 0), abs=1e-3) and ways[1] == pytest.approx((0, -1), abs=1e-3) and ways[2] == (0, 0)
+    assert (
+        ways[0] == pytest.approx((2, 0), abs=1e-3) and ways[1] == pytest.approx((0, -1), abs=1e-3) and ways[2] == (0, 0)
+    )

@@ -76,7 +76,9 @@ class Model:
     def __post_init__(self) -> None:
         codes = self.model.config.codes
         told = getattr(self.model, "told", "")
-        self.bits = self.bits or (f"{told} of {codes}" if told else "") or f"4 floats (shifts of agent and background) + {np.log2(codes):.1f} bits (one of {codes} codes)"
+        glass = f"4 floats (shifts of agent and background) + {np.log2(codes):.1f} bits (one of {codes} codes)"
+        known = f"{told} of {codes}" if told else glass
+        self.bits = self.bits or known
 
     def actions(self, clips: Tensor, parsed: Parsed) -> Actions:
         """The actions that the model is given."""

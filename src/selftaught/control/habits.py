@@ -125,9 +125,13 @@ class Habits:
         """Read what `to_json` wrote; raises RunError for anything else."""
         try:
             codes = torch.tensor(values["codes"], dtype=torch.int64)
-            shifts, unigram, bigram = (torch.tensor(values[k], dtype=torch.float32) for k in ("shifts", "unigram", "bigram"))
+            shifts, unigram, bigram = (
+                torch.tensor(values[k], dtype=torch.float32) for k in ("shifts", "unigram", "bigram")
+            )
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise RunError("The habits of this run are damaged.", why=str(error), do="Remove habits.json; it is made again.") from error
+            raise RunError(
+                "The habits of this run are damaged.", why=str(error), do="Remove habits.json; it is made again."
+            ) from error
         V = len(codes) if codes.ndim == 1 else -1
         fits = V > 0 and shifts.shape == (V, 2) and unigram.shape == (V,) and bigram.shape == (V, V)
         numbers = fits and bool(torch.isfinite(shifts).all()) and bool((unigram > 0).all()) and bool((bigram > 0).all())
@@ -136,7 +140,9 @@ class Habits:
         return cls(Keys(codes, shifts), unigram, bigram)
 
 
-def futures(model: Controls, state: Any, habits: Habits, steps: int, count: int, seed: int = 0, last: Tensor | None = None) -> Played:
+def futures(
+    model: Controls, state: Any, habits: Habits, steps: int, count: int, seed: int = 0, last: Tensor | None = None
+) -> Played:
     """`count` futures (count, steps + 1, ...) of one state under actions that are drawn by habit: what may come, without being told."""
     keys = habits.sample(last, steps, count, seed)
     return rollout(model, pick(state, torch.zeros(count, dtype=torch.int64)), habits.keys.actions(keys))

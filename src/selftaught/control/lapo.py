@@ -94,7 +94,8 @@ class LAPOConfig(TrainConfig):
 
 PAPER = LAPOConfig(
     image_px=64, width_px=64, batch_size=128, steps=50_000, lr=3e-4, weight_decay=0.0, clip_norm=2.0, window=3, codes=64, code_dim=128,
-    warm_frac=0.0, quantised_frac=0.0, noise=0.0, steady=False, draw="direct", compare=False, motion_weight=0.0, squared=True, real_frames=(1.0, 1.0),
+    warm_frac=0.0, quantised_frac=0.0, noise=0.0, steady=False, draw="direct", compare=False, motion_weight=0.0, squared=True,
+    real_frames=(1.0, 1.0),
     fold=1, inverse_widths=(64, 128, 128), inverse_hidden=256, forward_base=24,
 )  # fmt: skip
 
@@ -133,9 +134,13 @@ class LAPO(Method):
         c = config
         unit = 4 * c.fold
         if c.fold not in (1, 2, 4) or c.image_px % unit or c.width_px % unit or min(c.image_px, c.width_px) < 16:
-            raise ValueError(f"frames must have sides that are multiples of {unit} and fold 1, 2 or 4, got {c.width_px}x{c.image_px}")
+            raise ValueError(
+                f"frames must have sides that are multiples of {unit} and fold 1, 2 or 4, got {c.width_px}x{c.image_px}"
+            )
         if c.window < 3 or not 0 <= c.warm_frac <= c.quantised_frac <= 1:
-            raise ValueError(f"window is 3 or more and warm_frac at most quantised_frac, got {c.window}, {c.warm_frac}, {c.quantised_frac}")
+            raise ValueError(
+                f"window is 3 or more and warm_frac at most quantised_frac, got {c.window}, {c.warm_frac}, {c.quantised_frac}"
+            )
         if c.reach_px < 1 or c.reach_px >= min(c.image_px, c.width_px) // 2 or c.ground_reach_px < 0:
             raise ValueError(f"reach_px is at least 1 and less than half the frame, got {c.reach_px}")
         self.image_px, self.width_px, self.codes = c.image_px, c.width_px, c.codes
@@ -165,7 +170,9 @@ class LAPO(Method):
         B, n, _, H, W = now.shape
         if not self.config.steady:
             return Seen(before, now, now, after, clips.new_zeros(B, n, 2))
-        ground = from_px(robust_match(now.flatten(0, 1), after.flatten(0, 1), self.config.ground_reach_px, stride=2), H, W)
+        ground = from_px(
+            robust_match(now.flatten(0, 1), after.flatten(0, 1), self.config.ground_reach_px, stride=2), H, W
+        )
         steady = shift_layer(now.flatten(0, 1), ground, "border", "nearest").view_as(now)
         return Seen(before, now, steady, after, ground.unflatten(0, (B, n)))
 
@@ -192,8 +199,15 @@ class LAPO(Method):
         steps = self.unroll(seen, vectors, real)
         drawn, masks = (torch.stack(x, 1) for x in zip(*steps, strict=True))
         error = weighted_error(drawn, seen.after, seen.steady, c.motion_weight, c.squared)
-        total = error + (c.w_vq * q.loss if share > 0 else 0.0) + (c.w_size * masks.mean() if c.draw == "layers" else 0.0)
-        parts = {"prediction": float(error.detach()), "vq": float(q.loss.detach()), "real_frames": float(real), "quantised_frac": share}
+        total = (
+            error + (c.w_vq * q.loss if share > 0 else 0.0) + (c.w_size * masks.mean() if c.draw == "layers" else 0.0)
+        )
+        parts = {
+            "prediction": float(error.detach()),
+            "vq": float(q.loss.detach()),
+            "real_frames": float(real),
+            "quantised_frac": share,
+        }
         parts["mask_frac"] = float(masks.detach().mean())
         parts["code_perplexity"] = self.quantiser.perplexity()
         parts["usage_frac"] = parts["code_perplexity"] / c.codes

@@ -31,7 +31,9 @@ class InverseModel(nn.Module):
         if reach_px:
             self.compared = nn.Conv2d(3, 8, 3, padding=1)
             self.surface = nn.LayerNorm(places)
-        self.head = nn.Sequential(nn.Linear(2 * c + places, hidden), nn.LayerNorm(hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, out))
+        self.head = nn.Sequential(
+            nn.Linear(2 * c + places, hidden), nn.LayerNorm(hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, out)
+        )
 
     def forward(self, before: Tensor, now: Tensor, steady: Tensor, after: Tensor) -> Tensor:
         """Four times (N, 3, H, W) in [0, 1] to (N, out)."""
@@ -45,7 +47,7 @@ class InverseModel(nn.Module):
             return self.head(torch.cat(features, 1))
 
     def matches(self, now: Tensor, steady: Tensor, after: Tensor) -> Tensor:
-        """(N, places): how alike the frames now and next are at every displacement, at half the size, where the next is not the steady one."""
+        """(N, places): how alike frames now and next are at every displacement, at half the size, where the next is not the steady one."""
         now, steady, after = (F.avg_pool2d(x.float(), 2) for x in (now, steady, after))
         near = F.max_pool2d((5 * (after - steady).abs().amax(1, keepdim=True)).clamp(max=1), 3, 1, 1)
         a, b = (self.compared(x - x.mean((2, 3), keepdim=True)) * near for x in (now, after))

@@ -35,7 +35,9 @@ class LAPOControls:
     def start(self, frames: Tensor) -> LAPOState:
         clips = frames[:, None] if frames.ndim == 4 else frames
         now = clips[:, -1]
-        return LAPOState(clips[:, max(clips.shape[1] - 2, 0)], now, torch.zeros_like(now[:, :1]), self.model.acting(now)[:, 0])
+        return LAPOState(
+            clips[:, max(clips.shape[1] - 2, 0)], now, torch.zeros_like(now[:, :1]), self.model.acting(now)[:, 0]
+        )
 
     @torch.no_grad()
     def step(self, state: LAPOState, act: Act) -> LAPOState:

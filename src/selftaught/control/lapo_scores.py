@@ -21,7 +21,11 @@ def lapo_scores(model: Any, data: ClipTest) -> dict[str, Score]:
         scores |= action_scores(model, data.truth, found, data.seed)
         scores |= move_scores(data.truth, found["codes"], model.config.codes, data.seed)
     # Masks are no mask of the agent in the first frame, so its place is not scored.
-    return {name: told(score) for name, score in scores.items() if np.isfinite(score.value) and not name.startswith("centre_error")}
+    return {
+        name: told(score)
+        for name, score in scores.items()
+        if np.isfinite(score.value) and not name.startswith("centre_error")
+    }
 
 
 def move_scores(truth: ClipTruth, codes: np.ndarray, K: int, seed: int) -> dict[str, Score]:

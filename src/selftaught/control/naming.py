@@ -27,7 +27,9 @@ class Names:
     """s: typical distance of a shift to its label's mean."""
 
     @classmethod
-    def fit(cls, actions: Actions, labels: Tensor, codes: int, count: int | None = None, vectors: Tensor | None = None) -> Names:
+    def fit(
+        cls, actions: Actions, labels: Tensor, codes: int, count: int | None = None, vectors: Tensor | None = None
+    ) -> Names:
         """From n transitions with labels (n,); `count` is the number L of labels.
 
         With the codes' `vectors` (K, D) a label is lent to codes beside the labelled one, because a few labels do not reach every code:
@@ -35,7 +37,10 @@ class Names:
         """
         found, k = actions.shifts.reshape(-1, 2), actions.codes.reshape(-1)
         if len(k) != labels.numel() or not len(k):
-            raise ConfigError(f"{len(k)} transitions and {labels.numel()} labels.", expected="one label for each of at least one transition")
+            raise ConfigError(
+                f"{len(k)} transitions and {labels.numel()} labels.",
+                expected="one label for each of at least one transition",
+            )
         labels = labels.reshape(-1)
         L = int(count or labels.max() + 1)
         table = torch.zeros(L, codes).index_put_((labels, k), torch.ones(len(k)), accumulate=True)

@@ -49,8 +49,14 @@ class Budget:
                 f"A plan of {self.sequences} sequences, horizon {self.horizon}, {self.rounds} rounds, {self.elites} elites.",
                 expected="all at least 1, and not more elites than sequences",
             )
-        if max(self.sequences, self.horizon, self.rounds) > 10_000 or not 0 <= self.smooth < 1 or self.objective not in ("sum", "best", "last"):
-            raise ConfigError("The budget of a plan is out of bounds.", expected="at most 10000 of each, smooth in [0, 1)")
+        if (
+            max(self.sequences, self.horizon, self.rounds) > 10_000
+            or not 0 <= self.smooth < 1
+            or self.objective not in ("sum", "best", "last")
+        ):
+            raise ConfigError(
+                "The budget of a plan is out of bounds.", expected="at most 10000 of each, smooth in [0, 1)"
+            )
 
 
 class Plan(NamedTuple):
@@ -93,7 +99,9 @@ def cost_of(distances: Tensor, actions: Actions, start: Tensor, budget: Budget) 
     return total + budget.switch * start * changes
 
 
-def plan_cem(model: Controls, state: Any, goal: Any, budget: Budget | None = None, seed: int = 0, shift_std: Tensor | None = None) -> Plan:
+def plan_cem(
+    model: Controls, state: Any, goal: Any, budget: Budget | None = None, seed: int = 0, shift_std: Tensor | None = None
+) -> Plan:
     """Plan by the cross-entropy method; `shift_std` (2,) is where the Gaussians of the shifts begin, a third of the box when not given."""
     b = budget or Budget()
     begin = time.monotonic()
@@ -178,7 +186,13 @@ def first_acts(plan: Plan, count: int) -> list[Act]:
 
 
 def plan(
-    model: Controls, state: Any, goal: Any, habits: Habits, how: Literal["cem", "beam"] = "cem", budget: Budget | None = None, seed: int = 0
+    model: Controls,
+    state: Any,
+    goal: Any,
+    habits: Habits,
+    how: Literal["cem", "beam"] = "cem",
+    budget: Budget | None = None,
+    seed: int = 0,
 ) -> Plan:
     """Plan by one of the two ways; the Gaussians of CEM begin as wide as the shifts of the habits."""
     if how == "beam":

@@ -16,7 +16,9 @@ def controls_of(model: Any) -> Controls:
     """The stepping face of a learned method, or the model itself where it has one; raises RunError for methods that have none."""
     found = model.controls() if hasattr(model, "controls") else model
     if not isinstance(found, Controls):
-        raise RunError(f"{getattr(model, 'name', type(model).__name__)} cannot be stepped.", expected="a run of glass or lapo")
+        raise RunError(
+            f"{getattr(model, 'name', type(model).__name__)} cannot be stepped.", expected="a run of glass or lapo"
+        )
     return found
 
 

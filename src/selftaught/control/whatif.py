@@ -25,7 +25,8 @@ def counterfactual(model: Controls, state: Any, factual: Actions, other: Actions
     """Roll out from one state under the actions that were done and under others (B, n each); both by the same computation."""
     if factual.codes.shape != other.codes.shape:
         raise ConfigError(
-            f"The actions are {tuple(factual.codes.shape)} and {tuple(other.codes.shape)}.", expected="as many actions in both futures"
+            f"The actions are {tuple(factual.codes.shape)} and {tuple(other.codes.shape)}.",
+            expected="as many actions in both futures",
         )
     one, two = rollout(model, state, factual), rollout(model, state, other)
     return WhatIf(one, two, (one.frames - two.frames).abs().mean((2, 3, 4)))
@@ -35,7 +36,9 @@ def changed_codes(actions: Actions, at: int, codes: Tensor, shifts: Tensor | Non
     """The same actions with other codes (B, m), and shifts (B, m, 2) where given, from step `at` on."""
     end = at + codes.shape[1]
     if not 0 <= at <= end <= actions.codes.shape[1]:
-        raise ConfigError(f"Steps {at} to {end - 1} of {actions.codes.shape[1]}.", expected="steps within the clip, counted from 0")
+        raise ConfigError(
+            f"Steps {at} to {end - 1} of {actions.codes.shape[1]}.", expected="steps within the clip, counted from 0"
+        )
     new, moved = actions.codes.clone(), actions.shifts.clone()
     new[:, at:end] = codes
     if shifts is not None:
@@ -54,5 +57,7 @@ def transfer(model: Controls, source: Tensor, target: Tensor, camera: bool = Fal
     if len(source) == 1 and len(target) > 1:
         parsed = Actions(*(pick(x, torch.zeros(len(target), dtype=torch.int64)) for x in parsed))
     if len(parsed.codes) != len(target):
-        raise ConfigError(f"{len(source)} source clips and {len(target)} targets.", expected="one source, or as many as targets")
+        raise ConfigError(
+            f"{len(source)} source clips and {len(target)} targets.", expected="one source, or as many as targets"
+        )
     return parsed, rollout(model, model.start(target), parsed)

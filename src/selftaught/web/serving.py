@@ -115,7 +115,11 @@ def answer_text(session: Callable[[], Session], request: dict[str, Any]) -> str:
         return json.dumps({"id": safe_id(request.get("id")), **told}, allow_nan=False)
     except SelftaughtError as error:
         text = str(error)
-    except (ArithmeticError, RuntimeError, ValueError) as error:  # a model whose numbers are not finite must not end the server
+    except (
+        ArithmeticError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # a model whose numbers are not finite must not end the server
         text = f"The model could not answer: {error}"
     return json.dumps({"id": safe_id(request.get("id")), "error": text})
 
@@ -206,7 +210,12 @@ def build(stage: Stage, gate: Gate) -> Any:
     # torch uses the processors itself, and a session is not made for several threads.
     worker = ThreadPoolExecutor(1, thread_name_prefix="play")
     app.state.sessions, app.state.connections = sessions, 0
-    safe = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+    safe = {
+        "Content-Security-Policy": policy,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-store",
+    }
 
     @app.get("/")
     def index(request: Request) -> Response:
@@ -224,12 +233,18 @@ def build(stage: Stage, gate: Gate) -> Any:
         loop = asyncio.get_running_loop()
         data, suffix = await loop.run_in_executor(worker, film_bytes, list(session.film))
         kind = "video/mp4" if suffix == ".mp4" else "image/gif"
-        return Response(data, media_type=kind, headers={**safe, "Content-Disposition": f'attachment; filename="play{suffix}"'})
+        return Response(
+            data, media_type=kind, headers={**safe, "Content-Disposition": f'attachment; filename="play{suffix}"'}
+        )
 
     @app.websocket("/ws")
     async def ws(websocket: WebSocket) -> None:
         name = websocket.query_params.get("session", "")
-        allowed = gate.host(websocket.headers) and gate.origin(websocket.headers) and gate.knows(websocket.query_params.get("token"))
+        allowed = (
+            gate.host(websocket.headers)
+            and gate.origin(websocket.headers)
+            and gate.knows(websocket.query_params.get("token"))
+        )
         if not allowed or not _SESSION.fullmatch(name) or app.state.connections >= MAX_CONNECTIONS:
             return await websocket.close(1008)
         app.state.connections += 1
@@ -250,8 +265,8 @@ def page_with_policy() -> tuple[str, str]:
         inner = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
         return "'sha256-" + base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode() + "'"
 
-    policy = f"default-src 'none'; script-src {digest('script')}; style-src {digest('style')}; connect-src 'self'; img-src 'self' data: blob:"
-    return page, policy + "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    policy = f"default-src 'none'; script-src {digest('script')}; style-src {digest('style')}; connect-src 'self'"
+    return page, policy + "; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 def film_bytes(frames: list[np.ndarray]) -> tuple[bytes, str]:
@@ -272,7 +287,9 @@ def listening(port: int) -> socket.socket:
         found.bind(("127.0.0.1", port))
     except OSError as error:
         found.close()
-        raise ConfigError(f"Port {port} cannot be used.", why=str(error.strerror), do="Leave --port away: a free one is taken.") from error
+        raise ConfigError(
+            f"Port {port} cannot be used.", why=str(error.strerror), do="Leave --port away: a free one is taken."
+        ) from error
     return found
 
 
@@ -284,7 +301,9 @@ def serve(run: str, *, port: int = 0, browser: bool = False, token: str | None =
         import uvicorn
         import websockets  # noqa: F401
     except ImportError as error:
-        raise ConfigError("The page needs packages that are not there.", why=str(error), do="pip install 'selftaught[web]'") from error
+        raise ConfigError(
+            "The page needs packages that are not there.", why=str(error), do="pip install 'selftaught[web]'"
+        ) from error
     bound = listening(port)
     port, token = bound.getsockname()[1], token or secrets.token_urlsafe(24)
     print("opening the model ...", flush=True)
@@ -298,5 +317,12 @@ def serve(run: str, *, port: int = 0, browser: bool = False, token: str | None =
         import webbrowser
 
         webbrowser.open(address)
-    config = uvicorn.Config(app, log_level="warning", ws_max_size=MAX_MESSAGE, ws="websockets", server_header=False, timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        ws_max_size=MAX_MESSAGE,
+        ws="websockets",
+        server_header=False,
+        timeout_graceful_shutdown=2,
+    )
     uvicorn.Server(config).run(sockets=[bound])

@@ -45,7 +45,7 @@ class Moment:
 
 
 class Session:
-    """Requests are `{"do": VERB, ...}`: hello, effects, reset, upload, act, undo, goal, plan, record. Not safe for several threads at once."""
+    """Requests are `{"do": VERB, ...}`: hello, effects, reset, upload, act, undo, goal, plan, record. For one thread at a time."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage, self.playable = stage, stage.playable
@@ -72,7 +72,11 @@ class Session:
 
     def _begin(self, number: int | None) -> None:
         first = self.scene.clip[:, 0]
-        world = None if self.stage.world is None or self.scene.script is None else self.stage.world.begin([self.scene.script])
+        world = (
+            None
+            if self.stage.world is None or self.scene.script is None
+            else self.stage.world.begin([self.scene.script])
+        )
         self.number = number
         self.moments.clear()
         self.moments.append(Moment(self.playable.model.start(first), world, None))
@@ -140,7 +144,9 @@ class Session:
         world, true = now.world, self.stage.world_key(key)
         if world is not None and true is not None:
             zero = torch.zeros(1, 2)
-            world = self.stage.world.step(world, type(self.playable.keys.act(torch.tensor([key])))(torch.tensor([true]), zero, zero))
+            world = self.stage.world.step(
+                world, type(self.playable.keys.act(torch.tensor([key])))(torch.tensor([true]), zero, zero)
+            )
         self.moments.append(Moment(state, world, key))
         self.keep()
         return self.view()
@@ -176,7 +182,11 @@ class Session:
         budget = Budget() if how == "cem" else Budget(sequences=24)
         found = plan(model, state, aim, self.playable.habits, how, budget, seed=len(self.moments))
         keys = self.playable.keys.of(found.actions)[0].tolist()
-        return {"plan": keys, "distances": [round(x, 5) for x in found.distances.tolist()], "plan_ms": round(1000 * found.seconds)}
+        return {
+            "plan": keys,
+            "distances": [round(x, 5) for x in found.distances.tolist()],
+            "plan_ms": round(1000 * found.seconds),
+        }
 
     def record(self, request: dict[str, Any]) -> dict[str, Any]:
         """Begin to record (`on` true), or end it (false): the film then waits to be fetched."""
@@ -212,4 +222,6 @@ def whole(request: dict[str, Any], name: str, below: int) -> int:
 
 def packed(picture: Tensor) -> str:
     """(C, H, W) in [0, 1] as base64 of its bytes, rows of pixels of C channels."""
-    return base64.b64encode(picture.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy().tobytes()).decode()
+    return base64.b64encode(
+        picture.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy().tobytes()
+    ).decode()

@@ -67,12 +67,20 @@ class Stage:
         # Every fifth clip is a test clip; its figure and its ground were held out of the training.
         scripts = [script(recipe, WORLD_SEED, 5 * i + 4) for i in range(24)]
         world = SpritesPlay(recipe, scripts)
-        clips = torch.from_numpy(np.stack([render(recipe, s).frames for s in scripts])).permute(0, 1, 4, 2, 3).float() / 255
+        clips = (
+            torch.from_numpy(np.stack([render(recipe, s).frames for s in scripts])).permute(0, 1, 4, 2, 3).float() / 255
+        )
         parsed = playable.model.parse(clips).actions
         true = np.stack([world.codes_of(s.moves[1:], s.locals[1:]) for s in scripts])
         flat = Actions(*(x.flatten(0, 1) for x in parsed))
         chosen = torch.from_numpy(few(true.ravel(), LABELLED))
-        names = Names.fit(Actions(*(x[chosen] for x in flat)), torch.from_numpy(true.ravel())[chosen], playable.method.codes, len(world.pairs), playable.vectors())
+        names = Names.fit(
+            Actions(*(x[chosen] for x in flat)),
+            torch.from_numpy(true.ravel())[chosen],
+            playable.method.codes,
+            len(world.pairs),
+            playable.vectors(),
+        )
         # First those in which most happens: a still figure makes a dull beginning.
         order = np.argsort([-np.abs(s.shifts_px[:GOAL_AFTER].sum(0)).sum() for s in scripts], kind="stable")[:SCENES]
         return cls(playable, [Scene(clips[i : i + 1], int(i)) for i in order], world, names)
@@ -91,7 +99,12 @@ class Stage:
         keys = []
         for k in range(len(playable.keys)):
             named = self.world_key(k)
-            keys.append({"way": [round(x, 1) for x in self.ways[k]], "name": space.names[named] if space and named is not None else ""})
+            keys.append(
+                {
+                    "way": [round(x, 1) for x in self.ways[k]],
+                    "name": space.names[named] if space and named is not None else "",
+                }
+            )
         return {
             "method": playable.method.name, "run": "w-sprites" if playable.learned.run == shipped_folder() else playable.learned.run.name,
             "width": playable.width, "height": playable.height, "keys": keys, "scenes": len(self.scenes), "world": self.world is not None,
@@ -104,10 +117,16 @@ def test_clips(playable: Playable) -> list[Tensor]:
     config = playable.method.config
     data = read_json(playable.learned.run / "config.json")["data"]
     try:
-        windows = open_windows(data, "test", Want(playable.height, playable.width, config.fps), GOAL_AFTER + 1, config.every).whole().first(SCENES)
+        windows = (
+            open_windows(data, "test", Want(playable.height, playable.width, config.fps), GOAL_AFTER + 1, config.every)
+            .whole()
+            .first(SCENES)
+        )
     except SelftaughtError as error:
         raise DataError(
-            "There is nothing to play on: the clips of this run cannot be read.", why=error.what, do="Put them back where they were."
+            "There is nothing to play on: the clips of this run cannot be read.",
+            why=error.what,
+            do="Put them back where they were.",
         ) from error
     return [windows.batch([i]).float() / 255 for i in range(len(windows))]
 

@@ -41,7 +41,11 @@ class SpritesPlay:
         if not self.scripts:
             raise RunError("A world needs a script to begin with.")
         stays = [(STAY, k) for k in range(3 if recipe.correlated else 0, len(LOCALS))]
-        walks = [(w, WALKS[w]) for w in range(4)] if recipe.correlated else [(w, k) for w in range(4) for k in range(len(LOCALS))]
+        walks = (
+            [(w, WALKS[w]) for w in range(4)]
+            if recipe.correlated
+            else [(w, k) for w in range(4) for k in range(len(LOCALS))]
+        )
         self.pairs = [*walks, *stays]
         self._index = {pair: i for i, pair in enumerate(self.pairs)}
 
@@ -51,7 +55,12 @@ class SpritesPlay:
         return np.array(flat, np.int64).reshape(np.shape(moves))
 
     def action_space(self) -> ActionSpace:
-        names = tuple(LOCALS[k] if way == STAY else f"walk {GLOBALS[way]}" if self.recipe.correlated else f"{LOCALS[k]}, going {GLOBALS[way]}"
+        def name(way: int, k: int) -> str:
+            if way == STAY:
+                return LOCALS[k]
+            return f"walk {GLOBALS[way]}" if self.recipe.correlated else f"{LOCALS[k]}, going {GLOBALS[way]}"
+
+        names = tuple(name(way, k)
                       for way, k in self.pairs)  # fmt: skip
         return ActionSpace(len(self.pairs), names=names)
 
