@@ -4,9 +4,9 @@
     python benchmarks/lapo.py runs/w-sprites --runs runs/bench
     python benchmarks/play.py runs/w-sprites runs/bench/lapo-0 runs/bench/lapo-1 runs/bench/lapo-2
 
-The world is redrawn with other actions, so every answer has an exact truth. Planning: the plan's actions, named by ten labelled steps, are done
-in the world; beside it the oracle (the same planner in the world itself), random actions, and the plan with names that were shuffled. Starts that
-are at the goal already are left out.
+The world is redrawn with other actions, so every answer has an exact truth. Planning: the plan's actions, named by ten labelled steps,
+are done in the world; beside it the oracle (the same planner in the world itself), random actions, and the plan with names that were
+shuffled. Starts that are at the goal already are left out.
 """
 
 from __future__ import annotations
@@ -64,7 +64,13 @@ class Asked:
         rows = torch.from_numpy(few(true, LABELS))
         flat = Actions(*(x.flatten(0, 1) for x in parsed))
         L = len(self.world.pairs)
-        self.names = Names.fit(Actions(*(x[rows] for x in flat)), torch.from_numpy(true)[rows], self.run.method.codes, L, self.run.vectors())
+        self.names = Names.fit(
+            Actions(*(x[rows] for x in flat)),
+            torch.from_numpy(true)[rows],
+            self.run.method.codes,
+            L,
+            self.run.vectors(),
+        )
         ways = np.array([pair[0] for pair in self.world.pairs])
         self.named_right = (ways[self.names.label(flat).numpy()] == ways[true]).astype(float)
 
@@ -84,11 +90,24 @@ class Asked:
                 continue
             first, aim = self.clips[i : i + 1, 0], self.clips[i : i + 1, GAP]
             begin = time.process_time()
-            plan = plan_in(self.model, self.model.start(first), self.model.start(same_ground(first, aim)), self.run.habits, "cem", budget, i)
+            plan = plan_in(
+                self.model,
+                self.model.start(first),
+                self.model.start(same_ground(first, aim)),
+                self.run.habits,
+                "cem",
+                budget,
+                i,
+            )
             cpu += time.process_time() - begin
             named = self.names.label(plan.actions)[0]
             oracle = plan_cem(self.world, start, goal, Budget(horizon=8), seed=i).actions.codes[0]
-            chosen = {"model": named, "oracle": oracle, "random": torch.randint(0, L, (GAP,), generator=draw), "shuffled names": others[named]}
+            chosen = {
+                "model": named,
+                "oracle": oracle,
+                "random": torch.randint(0, L, (GAP,), generator=draw),
+                "shuffled names": others[named],
+            }
             for name, codes in chosen.items():
                 state = start
                 for t in range(len(codes)):
@@ -104,7 +123,9 @@ class Asked:
         truths = []
         for i in range(N):
             source = self.scripts[(i + 1) % N]
-            truths.append(self.drawn(w_sprites.changed(self.recipe, self.scripts[i], moves=source.moves, locals=source.locals)))
+            truths.append(
+                self.drawn(w_sprites.changed(self.recipe, self.scripts[i], moves=source.moves, locals=source.locals))
+            )
         truth = torch.stack(truths)[:, 1:9]
         codes = self.model.parse(self.clips).actions
         first = self.model.start(self.clips[:, 0])
@@ -151,16 +172,41 @@ class Asked:
         for i in range(len(self.scripts)):
             state = self.model.start(self.clips[i : i + 1, 0])
             played = futures(self.model, state, self.run.habits, 8, count, seed=i)
-            values = psnr(played.frames[:, 1:].numpy(), self.clips[i : i + 1, 1:9].expand(count, -1, -1, -1, -1).numpy()).mean(1)
+            values = psnr(
+                played.frames[:, 1:].numpy(), self.clips[i : i + 1, 1:9].expand(count, -1, -1, -1, -1).numpy()
+            ).mean(1)
             best.append(values.max())
             one.append(values[0])
             spread.append(diversity(played.frames))
         done = self.run.keys.of(self.model.parse(self.clips).actions)
-        return {"best": np.array(best), "one": np.array(one), "diversity": float(np.mean(spread)), **self.run.habits.surprise(done)}
+        return {
+            "best": np.array(best),
+            "one": np.array(one),
+            "diversity": float(np.mean(spread)),
+            **self.run.habits.surprise(done),
+        }
 
 
-def row(score: str, unit: str, values: list[float], n: int, ci: Any, baselines: dict[str, float], note: str = "", main: bool = False) -> dict[str, Any]:
-    found = {"method": "lapo", "data": "w-sprites", "score": score, "unit": unit, "values": values, "n": n, "note": note, "baselines": baselines}
+def row(
+    score: str,
+    unit: str,
+    values: list[float],
+    n: int,
+    ci: Any,
+    baselines: dict[str, float],
+    note: str = "",
+    main: bool = False,
+) -> dict[str, Any]:
+    found = {
+        "method": "lapo",
+        "data": "w-sprites",
+        "score": score,
+        "unit": unit,
+        "values": values,
+        "n": n,
+        "note": note,
+        "baselines": baselines,
+    }
     return {**found, "summary": main} | ({} if ci is None else {"ci95": [float(ci[0]), float(ci[1])]})
 
 
@@ -170,27 +216,103 @@ def rows_of(asked: list[Asked]) -> list[dict[str, Any]]:
     rows = []
     for at, name in ((0, "plan_position"), (1, "plan_pose")):
         mine = [p["rates"]["model"][:, at] for p in plans]
-        beside = {k: float(np.mean([p["rates"][k][:, at].mean() for p in plans])) for k in ("oracle", "random", "shuffled names")}
-        beside["normalised"] = (float(np.mean([m.mean() for m in mine])) - beside["random"]) / max(beside["oracle"] - beside["random"], 1e-9)
+        beside = {
+            k: float(np.mean([p["rates"][k][:, at].mean() for p in plans]))
+            for k in ("oracle", "random", "shuffled names")
+        }
+        beside["normalised"] = (float(np.mean([m.mean() for m in mine])) - beside["random"]) / max(
+            beside["oracle"] - beside["random"], 1e-9
+        )
         hits, n = int(sum(m.sum() for m in mine)), sum(len(m) for m in mine)
         note = f"goal {GAP} steps away, one plan, names from {LABELS} labelled steps"
-        rows.append(row(name, "share reached", [float(m.mean()) for m in mine], n, wilson_ci(hits, n), beside, note, at == 0))
-    rows.append(row("plan_cpu_s", "s", [p["cpu_s"] for p in plans], len(plans[0]["rates"]["model"]), None, {}, "64 sequences, horizon 8, 4 rounds"))
+        rows.append(
+            row(name, "share reached", [float(m.mean()) for m in mine], n, wilson_ci(hits, n), beside, note, at == 0)
+        )
+    rows.append(
+        row(
+            "plan_cpu_s",
+            "s",
+            [p["cpu_s"] for p in plans],
+            len(plans[0]["rates"]["model"]),
+            None,
+            {},
+            "64 sequences, horizon 8, 4 rounds",
+        )
+    )
     right = [float(a.named_right.mean()) for a in asked]
-    rows.append(row("named_way", "share right", right, len(asked[0].named_right), None, {}, f"{LABELS} labelled steps name all codes"))
+    rows.append(
+        row(
+            "named_way",
+            "share right",
+            right,
+            len(asked[0].named_right),
+            None,
+            {},
+            f"{LABELS} labelled steps name all codes",
+        )
+    )
     gains = [m["model"] - m["no action"] for m in moved]
     other = float(np.mean([m["another source"].mean() - m["no action"].mean() for m in moved]))
     interval = bootstrap_ci(np.concatenate(gains))
-    rows.append(row("transfer_gain_db", "dB over no action", [float(g.mean()) for g in gains], len(gains[0]), interval, {"another source": other}, main=True))
-    for key, unit in (("contrast_db", "dB"), ("effect_direction", "share within 45 degrees"), ("effect_size", "ratio"), ("centre_error_px", "px")):
+    rows.append(
+        row(
+            "transfer_gain_db",
+            "dB over no action",
+            [float(g.mean()) for g in gains],
+            len(gains[0]),
+            interval,
+            {"another source": other},
+            main=True,
+        )
+    )
+    for key, unit in (
+        ("contrast_db", "dB"),
+        ("effect_direction", "share within 45 degrees"),
+        ("effect_size", "ratio"),
+        ("centre_error_px", "px"),
+    ):
         values = [w[key][np.isfinite(w[key])] for w in what]
-        rows.append(row(key, unit, [float(v.mean()) for v in values], len(values[0]), bootstrap_ci(np.concatenate(values)), {}))
-    rows.append(row("null_difference", "", [float(w["null_difference"][0]) for w in what], len(what), None, {}, "largest difference, exactly 0"))
+        rows.append(
+            row(key, unit, [float(v.mean()) for v in values], len(values[0]), bootstrap_ci(np.concatenate(values)), {})
+        )
+    rows.append(
+        row(
+            "null_difference",
+            "",
+            [float(w["null_difference"][0]) for w in what],
+            len(what),
+            None,
+            {},
+            "largest difference, exactly 0",
+        )
+    )
     best = [f["best"] for f in futures_]
-    beside = {"one future": float(np.mean([f["one"].mean() for f in futures_])), "diversity": float(np.mean([f["diversity"] for f in futures_]))}
-    rows.append(row("best_of_16_db", "dB", [float(b.mean()) for b in best], len(best[0]), bootstrap_ci(np.concatenate(best)), beside))
+    beside = {
+        "one future": float(np.mean([f["one"].mean() for f in futures_])),
+        "diversity": float(np.mean([f["diversity"] for f in futures_])),
+    }
+    rows.append(
+        row(
+            "best_of_16_db",
+            "dB",
+            [float(b.mean()) for b in best],
+            len(best[0]),
+            bootstrap_ci(np.concatenate(best)),
+            beside,
+        )
+    )
     beside = {k: float(np.mean([f[k] for f in futures_])) for k in ("unigram", "uniform")}
-    rows.append(row("surprise", "nats per action", [f["bigram"] for f in futures_], len(best[0]), None, beside, "of what follows what"))
+    rows.append(
+        row(
+            "surprise",
+            "nats per action",
+            [f["bigram"] for f in futures_],
+            len(best[0]),
+            None,
+            beside,
+            "of what follows what",
+        )
+    )
     return rows
 
 
@@ -210,7 +332,10 @@ def main() -> None:
     }  # fmt: skip
     write_json(RESULTS / "play.json", result)
     for one in rows:
-        print(f"{one['score']}: {', '.join(f'{v:.3f}' for v in one['values'])} {one.get('ci95', '')}; {one['baselines']}", flush=True)
+        print(
+            f"{one['score']}: {', '.join(f'{v:.3f}' for v in one['values'])} {one.get('ci95', '')}; {one['baselines']}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from PIL import Image
 from selftaught.core.errors import SelftaughtError
 from selftaught.playing import SHIPPED
 from selftaught.web.session import UNDO, Session
-from selftaught.web.stage import Stage, ways_of
+from selftaught.web.stage import LABELLED, Stage, ways_of
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_hello_tells_all_that_the_page_draws(session: Session) -> None:
     told = session.do({"do": "hello"})
     json.dumps(told, allow_nan=False)
     about = told["about"]
-    assert about["world"] and about["labelled"] == 10 and len(about["keys"]) == len(session.playable.keys)
+    assert about["world"] and about["labelled"] == LABELLED and len(about["keys"]) == len(session.playable.keys)
     assert (
         len(told["scenes"]) == 8 and pixels(told["frame"]).shape == (48, 64, 3) and pixels(told["mask"], 1).any() == 0
     )
@@ -57,7 +57,7 @@ def test_an_action_moves_model_and_world_and_is_taken_back(session: Session) -> 
 
 
 def test_the_world_does_what_the_named_keys_say(stage: Stage) -> None:
-    """Keys that the ten labels name a walk move the true figure that way, and the model's figure as well."""
+    """Keys that the labels name a walk move the true figure that way, and the model's figure as well."""
     names = stage.world.action_space().names
     walks = {"walk left": (-1, 0), "walk right": (1, 0), "walk up": (0, -1), "walk down": (0, 1)}
     found = [

@@ -201,15 +201,15 @@ class Connection:
 
 def build(stage: Stage, gate: Gate) -> Any:
     """The FastAPI application on a stage."""
-    from fastapi import FastAPI, Request, WebSocket
+    from fastapi import FastAPI
     from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+    from starlette.routing import Route, WebSocketRoute
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page, policy = page_with_policy()
     sessions = Sessions(lambda: Session(stage))
     # torch uses the processors itself, and a session is not made for several threads.
     worker = ThreadPoolExecutor(1, thread_name_prefix="play")
-    app.state.sessions, app.state.connections = sessions, 0
+    open_now = [0]
     safe = {
         "Content-Security-Policy": policy,
         "X-Content-Type-Options": "nosniff",
@@ -217,14 +217,13 @@ def build(stage: Stage, gate: Gate) -> Any:
         "Cache-Control": "no-store",
     }
 
-    @app.get("/")
-    def index(request: Request) -> Response:
+    def index(request: Any) -> Response:
         if not gate.host(request.headers) or not gate.knows(request.query_params.get("token")):
             return PlainTextResponse("The address of this page is the one that `selftaught play` printed.", 403, safe)
         return HTMLResponse(page, headers=safe)
 
-    @app.get("/film/{name}")
-    async def film(name: str, request: Request) -> Response:
+    async def film(request: Any) -> Response:
+        name = request.path_params["name"]
         if not gate.host(request.headers) or not gate.knows(request.query_params.get("token")):
             return PlainTextResponse("No.", 403, safe)
         session = sessions.known(name) if _SESSION.fullmatch(name) else None
@@ -237,24 +236,25 @@ def build(stage: Stage, gate: Gate) -> Any:
             data, media_type=kind, headers={**safe, "Content-Disposition": f'attachment; filename="play{suffix}"'}
         )
 
-    @app.websocket("/ws")
-    async def ws(websocket: WebSocket) -> None:
+    async def ws(websocket: Any) -> None:
         name = websocket.query_params.get("session", "")
         allowed = (
             gate.host(websocket.headers)
             and gate.origin(websocket.headers)
             and gate.knows(websocket.query_params.get("token"))
         )
-        if not allowed or not _SESSION.fullmatch(name) or app.state.connections >= MAX_CONNECTIONS:
+        if not allowed or not _SESSION.fullmatch(name) or open_now[0] >= MAX_CONNECTIONS:
             return await websocket.close(1008)
-        app.state.connections += 1
+        open_now[0] += 1
         try:
             await websocket.accept()
             await Connection(websocket, lambda: sessions.get(name), worker).run()
         finally:
-            app.state.connections -= 1
+            open_now[0] -= 1
 
-    return app
+    # Routes by hand: FastAPI reads the types of arguments from a module's names, and this one does without FastAPI until it is needed.
+    routes = [Route("/", index), Route("/film/{name}", film), WebSocketRoute("/ws", ws)]
+    return FastAPI(docs_url=None, redoc_url=None, openapi_url=None, routes=routes)
 
 
 def page_with_policy() -> tuple[str, str]:
@@ -321,7 +321,7 @@ def serve(run: str, *, port: int = 0, browser: bool = False, token: str | None =
         app,
         log_level="warning",
         ws_max_size=MAX_MESSAGE,
-        ws="websockets",
+        ws="auto",
         server_header=False,
         timeout_graceful_shutdown=2,
     )

@@ -22,7 +22,7 @@ SCENES = 8
 """First pictures to choose from."""
 GOAL_AFTER = 6
 """Steps after the first picture at which the goal lies that a scene comes with."""
-LABELLED = 10
+LABELLED = 40
 """Labelled transitions that name the model's actions, so that the true world can do the same."""
 
 
