@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from selftaught.control.stepping import picture_distance
+from selftaught.control.stepping import mask_centres, picture_distance
 from selftaught.method import Act, Actions, ActionSpace, Parsed, Played
 from selftaught.nets.video_blocks import shift_layer
 
@@ -125,11 +125,3 @@ class GLASSControls:
     def distance(self, state: GLASSState, goal: GLASSState) -> Tensor:
         """Distance of the agents' centres in units of half the frame, and of their pictures where they stand."""
         return (mask_centres(state.shown[:, 3]) - mask_centres(goal.shown[:, 3])).norm(dim=1) + picture_distance(state.shown, goal.shown)
-
-
-def mask_centres(masks: Tensor) -> Tensor:
-    """Centres (B, 2) as (x, y) of soft masks (B, H, W), in units of half the frame from its middle; the middle where there is none."""
-    H, W = masks.shape[1:]
-    x, y = ((torch.arange(n) * 2 + 1) / n - 1 for n in (W, H))
-    total = masks.sum((1, 2)) + 1e-6
-    return torch.stack([(masks.sum(1) * x).sum(1), (masks.sum(2) * y).sum(1)], 1) / total[:, None]

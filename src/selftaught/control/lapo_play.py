@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from selftaught.control.stepping import picture_distance
+from selftaught.control.stepping import mask_centres, picture_distance
 from selftaught.method import Act, ActionSpace, Parsed
 
 
@@ -55,4 +55,9 @@ class LAPOControls:
         return ActionSpace(self.model.codes)
 
     def distance(self, state: LAPOState, goal: LAPOState) -> Tensor:
-        return picture_distance(state.now, goal.now)
+        """Distance of the centres of what acts in units of half the frame, and of its pictures; of whole pictures if drawn directly."""
+        if self.model.config.draw == "direct":
+            return picture_distance(state.now, goal.now)
+        # The ground is left out: what a model leaves behind where it drew must not outweigh where the agent is.
+        away = (mask_centres(state.mask) - mask_centres(goal.mask)).norm(dim=1)
+        return away + picture_distance(state.mask[:, None] * state.now, goal.mask[:, None] * goal.now)

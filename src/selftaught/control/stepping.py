@@ -83,3 +83,11 @@ def same_ground(frame: Tensor, goal: Tensor, reach_px: int = 12) -> Tensor:
     H, W = frame.shape[2:]
     shift = robust_match(goal, frame, min(reach_px, min(H, W) // 3))
     return shift_layer(goal, from_px(shift, H, W), "border", "nearest")
+
+
+def mask_centres(masks: Tensor) -> Tensor:
+    """Centres (B, 2) as (x, y) of soft masks (B, H, W), in units of half the frame from its middle; the middle where there is none."""
+    H, W = masks.shape[1:]
+    x, y = ((torch.arange(n) * 2 + 1) / n - 1 for n in (W, H))
+    total = masks.sum((1, 2)) + 1e-6
+    return torch.stack([(masks.sum(1) * x).sum(1), (masks.sum(2) * y).sum(1)], 1) / total[:, None]
