@@ -64,7 +64,8 @@ def rows_of(runs: list[dict[str, Any]], controls: dict[str, dict[str, Any]]) -> 
         baselines = {k: float(np.mean([f["baselines"][k] for f in found])) for k in found[0]["baselines"]}
         reached = {k: c["scores"].get(name, {}).get("value") for k, c in controls.items()}
         beside = {f"control: {k}": v for k, v in reached.items() if v is not None}
-        bounds = [f["ci95"] for f in found if f["ci95"][0] is not None]
+        # A score of all clips together has no interval: both of its ends are the value.
+        bounds = [f["ci95"] for f in found if f["ci95"][0] is not None and f["ci95"][0] < f["ci95"][1]]
         row = {
             "method": "lapo", "data": f"w-sprites, {runs[0]['steps']} steps", "score": name, "unit": found[0]["unit"],
             "values": [f["value"] for f in found], "n": found[0]["n"], "note": found[0]["note"], "baselines": {**baselines, **beside},

@@ -132,7 +132,7 @@ class Session:
         except (binascii.Error, ValueError) as error:
             raise ConfigError("The picture is no base64.") from error
         pixels = fit(readers.decode(data, max_pixels=MAX_PIXELS), self.playable.height, self.playable.width, False)
-        self.scene = Scene(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float()[None, None] / 255)
+        self.scene = Scene(torch.tensor(pixels).permute(2, 0, 1).float()[None, None] / 255)
         self._begin(None)
         return {**self.view(), **self.aims()}
 
