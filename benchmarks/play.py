@@ -4,7 +4,7 @@
     python benchmarks/lapo.py runs/w-sprites --runs runs/bench
     python benchmarks/play.py runs/w-sprites runs/bench/lapo-0 runs/bench/lapo-1 runs/bench/lapo-2
 
-The world is redrawn with other actions, so every answer has an exact truth. Planning: the plan's actions, named by ten labelled steps,
+The world is redrawn with other actions, so every answer has an exact truth. Planning: the plan's actions, named by forty labelled steps,
 are done in the world; beside it the oracle (the same planner in the world itself), random actions, and the plan with names that were
 shuffled. Starts that are at the goal already are left out.
 """
@@ -40,7 +40,7 @@ from selftaught.worlds.sprites_play import SpritesPlay
 RESULTS = Path(__file__).resolve().parent / "results"
 GAP = 6
 """Steps of the true clip from start to goal."""
-LABELS = 10
+LABELS = 40
 
 
 class Asked:
@@ -137,11 +137,10 @@ class Asked:
         return {name: psnr(x[0].numpy(), truth.numpy()).mean(1) for name, x in out.items()}
 
     def whatif(self) -> dict[str, np.ndarray]:
-        """The same beginning under the actions of the next clip: contrast, direction and size of the effect, and the null intervention."""
+        """The same beginning under the actions parsed from the next clip: contrast, direction and size of the effect, null intervention."""
         N, n = len(self.scripts), 4
-        keys = self.names.act(self.true[:, :n].flatten())
-        zero = torch.zeros(N, n, 2)
-        mine = Actions(keys.shifts.view(N, n, 2), zero, keys.codes.view(N, n))
+        parsed = self.model.parse(self.clips).actions
+        mine = Actions(parsed.shifts[:, :n], torch.zeros(N, n, 2), parsed.codes[:, :n])
         rows = (torch.arange(N) + 1) % N
         other = Actions(*(x[rows] for x in mine))
         state = self.model.start(self.clips[:, 0])

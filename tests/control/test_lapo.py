@@ -100,7 +100,7 @@ def test_what_is_put_somewhere_is_taken_away_where_it_was() -> None:
 
 
 def test_schedules_go_from_real_frames_and_vectors_to_own_frames_and_codes() -> None:
-    model = build(window=4)
+    model = build(window=4, quantised_frac=0.45)
     assert [model.real_at(f) for f in (0.0, 0.39, 0.5, 0.6, 1.0)] == [3, 3, 2, 1, 1]
     assert [model.quantised_at(f) for f in (0.0, 0.3, 0.45, 1.0)] == [0.0, 0.0, 1.0, 1.0]
 
@@ -138,7 +138,7 @@ def train(model: LAPO, clips: Tensor, steps: int, lr: float) -> list[float]:
 def test_it_finds_the_four_ways_and_without_learning_it_does_not(lr: float, learns: bool) -> None:
     clips, _ = blocks(96)
     new, ways = blocks(48, seed=1)
-    model = build(codes=6)
+    model = build(codes=6, quantised_frac=0.45)
     errors = train(model, clips, 100, lr)
     model.eval()
     codes = model.parse(new).actions.codes
