@@ -120,7 +120,7 @@ class LAPO(Method):
     sizes = {
         "tiny": LAPOConfig(
             image_px=32, width_px=32, batch_size=4, steps=20, codes=4, window=3, ground_reach_px=1, reach_px=3, inverse_widths=(8, 8, 8),
-            inverse_hidden=16, forward_base=8, quantised_frac=0.8, fold=2, lr=2e-3, clip_norm=1.0,
+            inverse_hidden=16, forward_base=8, quantised_frac=1.0, fold=2, lr=2e-3, clip_norm=1.0,
         ),
         "small": LAPOConfig(batch_size=8, steps=1000, lr=2e-3, weight_decay=1e-4, clip_norm=1.0),
         "paper": PAPER,
