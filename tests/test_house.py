@@ -215,7 +215,7 @@ def test_nothing_big_is_committed() -> None:
 def test_the_public_api_is_what_it_was() -> None:
     assert dir(selftaught) == ["__version__", "learn", "load", "methods", "train"]
     cuts = ["lost", "tokencut", "tokencut_video", "spectral", "selfmask", "move", "cutler", "freesolo", "cad"]
-    assert list(selftaught.methods()) == ["simclr", "dino", "mae", "pretrained", *cuts, "glass", "viewpoint", "unsup3d"]
+    assert list(selftaught.methods()) == ["simclr", "dino", "mae", "pretrained", *cuts, "glass", "lapo", "viewpoint", "unsup3d"]
     with pytest.raises(AttributeError, match="has no attribute 'lern'"):
         selftaught.lern  # noqa: B018
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
+from selftaught import cli_play
 from selftaught.cli_checks import as_clips, check_data, check_features, check_field_words, check_method, check_run, near
 from selftaught.core.allocator import keep_memory
 from selftaught.core.errors import EXIT_SIGINT, EXIT_USAGE, ConfigError, RunError, SelftaughtError, suggest
@@ -371,7 +372,7 @@ def doctor() -> None:
 VERBS: dict[str, Callable[..., None]] = {
     verb.__name__: verb
     for verb in (
-        learn, train, resume, replay, evaluate, embed, segment, reconstruct, methods, data, export, weights, doctor,
+        learn, train, resume, replay, evaluate, embed, segment, reconstruct, *cli_play.VERBS, methods, data, export, weights, doctor,
     )  # fmt: skip
 }
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from selftaught.measure.box_scores import detect_all, objects_all
 from selftaught.measure.mask_scores import segment_all
 from selftaught.method import Method
 from selftaught.registry import load_class
+
+if TYPE_CHECKING:
+    from selftaught.playing import Playable, Told
 
 BUILD_ERRORS = (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError, LookupError, MemoryError)
 """What building a network from a config that makes no sense may raise."""
@@ -140,6 +143,7 @@ class Learned:
         self.method = load_method(self.run)
         providers = [self.method, *self.method.given.values()]
         self._by_capability: dict[str, Any] = {}
+        self._playable: Playable | None = None
         for provider in providers:
             for capability in provider.capabilities:
                 self._by_capability.setdefault(capability, provider)
@@ -182,6 +186,34 @@ class Learned:
     def detect(self, images: Any, batch_size: int = 64) -> list[FoundBoxes]:
         """Per picture its boxes (K, 4) in pixels of the picture and their scores (K,), the best first."""
         return detect_all(self.provider("detect"), as_pixels(images), batch_size)
+
+    def playable(self) -> Playable:
+        """What can be asked of a model that can be controlled, with all its options; raises RunError for other runs."""
+        if self._playable is None:
+            from selftaught.playing import Playable
+
+            self._playable = Playable(self)
+        return self._playable
+
+    def parse(self, clip: Any, **options: Any) -> Told:
+        """Which actions a clip is made of (`playing.Playable.parse`)."""
+        return self.playable().parse(clip, **options)
+
+    def rollout(self, start: Any, keys: Any = None, **options: Any) -> Told:
+        """What comes of some actions, or several futures (`playing.Playable.rollout`)."""
+        return self.playable().rollout(start, keys, **options)
+
+    def plan(self, start: Any, goal: Any, **options: Any) -> Told:
+        """Actions from a start to a goal (`playing.Playable.plan`)."""
+        return self.playable().plan(start, goal, **options)
+
+    def transfer(self, source: Any, target: Any, **options: Any) -> Told:
+        """The actions of one clip done by what another picture shows (`playing.Playable.transfer`)."""
+        return self.playable().transfer(source, target, **options)
+
+    def whatif(self, clip: Any, keys: Any, **options: Any) -> Told:
+        """What other actions would have led to (`playing.Playable.whatif`)."""
+        return self.playable().whatif(clip, keys, **options)
 
 
 def load(run: str | os.PathLike[str]) -> Learned:

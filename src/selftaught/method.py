@@ -393,3 +393,62 @@ class Plays(Protocol):
     def play(self, images: Tensor, actions: Actions, real: Tensor | None = None) -> Played:
         """First frames (B, 3, H, W) in [0, 1] and T - 1 actions to T frames; with `real` (B, T, 3, H, W) each from the real one before."""
         ...
+
+
+class Act(NamedTuple):
+    """One action for each of B states."""
+
+    codes: Tensor
+    """(B,) int64 in [0, K)."""
+    shifts: Tensor
+    """(B, 2) motion of the agent as (x, y), in units of half the frame; zeros for models without shifts."""
+    ground: Tensor
+    """(B, 2) motion of the background, in the same units."""
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """What can be done in a model: `codes` keys, and shifts in a box where the model has them."""
+
+    codes: int
+    shift_low: tuple[float, float] | None = None
+    """Least shift (x, y) in units of half the frame; None where the code is all."""
+    shift_high: tuple[float, float] | None = None
+    names: tuple[str, ...] = ()
+    """Names of the codes, where they have some."""
+
+
+@runtime_checkable
+class Controls(Protocol):
+    """A model that can be stepped: what prediction, parsing, planning, counterfactuals and transfer are written on.
+
+    A state is a NamedTuple of tensors (nested ones too) whose first dimension runs over B states.
+    """
+
+    def parse(self, clips: Tensor) -> Parsed:
+        """(B, T, 3, H, W) in [0, 1] to layers and actions."""
+        ...
+
+    def start(self, frames: Tensor) -> Any:
+        """The state after clips (B, T, 3, H, W) in [0, 1], or single frames (B, 3, H, W)."""
+        ...
+
+    def step(self, state: Any, act: Act) -> Any:
+        """The state after one action."""
+        ...
+
+    def render(self, state: Any) -> Tensor:
+        """(B, 3, H, W) in [0, 1]."""
+        ...
+
+    def masks(self, state: Any) -> Tensor:
+        """(B, H, W) in [0, 1]: where the agent is, as far as the model knows."""
+        ...
+
+    def action_space(self) -> ActionSpace:
+        """What can be done."""
+        ...
+
+    def distance(self, state: Any, goal: Any) -> Tensor:
+        """(B,) costs, 0 where a state is the goal; `goal` is one state (B = 1), or B of them."""
+        ...

@@ -9,4 +9,5 @@ METHODS = {
         "selftaught.control.glass:GLASS",
         "layers, motion and local actions of an agent, from clips alone; experimental: local actions are not learned yet",
     ),
+    "lapo": Entry("selftaught.control.lapo:LAPO", "one of K latent actions per transition, and a model that plays them, from clips alone"),
 }

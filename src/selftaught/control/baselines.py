@@ -75,7 +75,10 @@ class Model:
 
     def __post_init__(self) -> None:
         codes = self.model.config.codes
-        self.bits = self.bits or f"4 floats (shifts of agent and background) + {np.log2(codes):.1f} bits (one of {codes} codes)"
+        told = getattr(self.model, "told", "")
+        glass = f"4 floats (shifts of agent and background) + {np.log2(codes):.1f} bits (one of {codes} codes)"
+        known = f"{told} of {codes}" if told else glass
+        self.bits = self.bits or known
 
     def actions(self, clips: Tensor, parsed: Parsed) -> Actions:
         """The actions that the model is given."""

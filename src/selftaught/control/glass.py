@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from selftaught.control.glass_gma import GMA, Layers, Moved, first_teacher, gma_losses, move
 from selftaught.control.glass_lma import LMA, Drawn, LocalLoss, lma_losses
 from selftaught.control.glass_parts import build_gma, build_lma, perceptual_of
-from selftaught.control.glass_play import parse, play
+from selftaught.control.glass_play import GLASSControls, parse, play
 from selftaught.control.glass_scores import glass_scores
 from selftaught.core.config import read_json, write_json
 from selftaught.core.errors import RunError
@@ -385,6 +385,10 @@ class GLASS(Method):
     def play(self, images: Tensor, actions: Actions, real: Tensor | None = None) -> Played:
         """Frames after the first ones (B, 3, H, W) in [0, 1] under T - 1 actions; with `real` (B, T, 3, H, W) teacher-forced."""
         return play(self, images, actions, real)
+
+    def controls(self) -> GLASSControls:
+        """The model step by step."""
+        return GLASSControls(self)
 
     def evaluate(self, data: Any) -> dict[str, Score]:
         """Layers, motion, actions and predictions on test clips (`data.clip_truth.ClipTest`), with baselines."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from selftaught.method import Actions, Parsed, Played
+from selftaught.control.stepping import mask_centres, picture_distance
+from selftaught.method import Act, Actions, ActionSpace, Parsed, Played
 from selftaught.nets.video_blocks import shift_layer
 
 
@@ -58,3 +59,69 @@ def play(model: Any, first: Tensor, actions: Actions, real: Tensor | None = None
         frames.append(((frame + 1) / 2).clamp(0, 1))
         masks.append(drawn.mask[:, 0])
     return Played(torch.stack(frames, 1), torch.stack(masks, 1))
+
+
+class GLASSState(NamedTuple):
+    """Everything that GLASS goes on from; pictures in [-1, 1], except `frame` in [0, 1]."""
+
+    shown: Tensor
+    """(B, 4, H, W): the agent as it was drawn last, and its mask."""
+    background: Tensor
+    """(B, 3, H, W): that of the first frame, filled in."""
+    ground: Tensor
+    """(B, 2): how far it has moved since, in units of half the frame."""
+    memory: Any
+    frame: Tensor
+
+
+class GLASSControls:
+    """A trained GLASS that is stepped; see `selftaught.method.Controls`."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def parse(self, clips: Tensor) -> Parsed:
+        return parse(self.model, clips)
+
+    @torch.no_grad()
+    def start(self, frames: Tensor) -> GLASSState:
+        """Of a clip the memory is that after its parsed actions; the agent is cut out of the last real frame."""
+        model = self.model
+        clips = frames[:, None] if frames.ndim == 4 else frames
+        x = 2 * clips - 1
+        memory = None
+        actions = parse(model, clips).actions if clips.shape[1] > 1 else None
+        for t in range(clips.shape[1]):
+            m = model.gma.masks(x[:, t])
+            shown = torch.cat([m * x[:, t], m], 1)
+            state = model.lma.state(shown[:, :3])
+            memory = memory or model.lma.dynamics.start(len(x), (state.shape[2], state.shape[3]))
+            if actions is not None and t < clips.shape[1] - 1:
+                vector = model.lma.quantiser.look_up(actions.codes[:, t])
+                _, memory = model.step(state, shown, actions.shifts[:, t], vector, memory)
+        background = model.gma.inpaint(x[:, -1], F.max_pool2d(m, 3, 1, 1))
+        return GLASSState(shown, background, torch.zeros(len(x), 2), memory, clips[:, -1])
+
+    @torch.no_grad()
+    def step(self, state: GLASSState, act: Act) -> GLASSState:
+        model = self.model
+        vector = model.lma.quantiser.look_up(act.codes)
+        drawn, memory = model.step(model.lma.state(state.shown[:, :3]), state.shown, act.shifts, vector, state.memory)
+        ground = state.ground + act.ground
+        frame = drawn.scales[0] + (1 - drawn.mask) * shift_layer(state.background, ground, "border", "nearest")
+        return GLASSState(torch.cat([drawn.scales[0], drawn.mask], 1), state.background, ground, memory, ((frame + 1) / 2).clamp(0, 1))
+
+    def render(self, state: GLASSState) -> Tensor:
+        return state.frame
+
+    def masks(self, state: GLASSState) -> Tensor:
+        return state.shown[:, 3]
+
+    def action_space(self) -> ActionSpace:
+        c = self.model.config
+        x, y = 2 * c.reach_px / c.width_px, 2 * c.reach_px / c.image_px
+        return ActionSpace(self.model.codes, (-x, -y), (x, y))
+
+    def distance(self, state: GLASSState, goal: GLASSState) -> Tensor:
+        """Distance of the agents' centres in units of half the frame, and of their pictures where they stand."""
+        return (mask_centres(state.shown[:, 3]) - mask_centres(goal.shown[:, 3])).norm(dim=1) + picture_distance(state.shown, goal.shown)

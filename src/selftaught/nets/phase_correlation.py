@@ -38,18 +38,19 @@ def correlation_surface(a: Tensor, b: Tensor, reach_px: int, whiten: bool = Fals
     return full[:, : 2 * reach_px + 1, : 2 * reach_px + 1]
 
 
-def robust_match(a: Tensor, b: Tensor, reach_px: int, cap: float = 0.06) -> Tensor:
+def robust_match(a: Tensor, b: Tensor, reach_px: int, cap: float = 0.06, stride: int = 1) -> Tensor:
     """Whole-pixel shift (B, 2) as (x, y) that brings most pixels of `a` onto `b`, both (B, C, H, W): the motion of most of the frame.
 
     argmin_d mean_p min(|a(p) - b(p + d)|, cap) over the part in which the frames overlap. The cap keeps a sharp small thing that moves
-    otherwise from counting more than a wide even ground: phase correlation and squared differences follow such a thing.
+    otherwise from counting more than a wide even ground: phase correlation and squared differences follow such a thing. With a `stride`
+    only every so many rows and columns are compared, which costs less.
     """
     H, W = a.shape[2:]
     costs, places = [], []
     for dy in range(-reach_px, reach_px + 1):
         for dx in range(-reach_px, reach_px + 1):
-            one = a[:, :, max(0, -dy) : H - max(0, dy), max(0, -dx) : W - max(0, dx)]
-            two = b[:, :, max(0, dy) : H - max(0, -dy), max(0, dx) : W - max(0, -dx)]
+            one = a[:, :, max(0, -dy) : H - max(0, dy) : stride, max(0, -dx) : W - max(0, dx) : stride]
+            two = b[:, :, max(0, dy) : H - max(0, -dy) : stride, max(0, dx) : W - max(0, -dx) : stride]
             costs.append((one - two).abs().mean(1).clamp(max=cap).mean((1, 2)))
             places.append((dx, dy))
     # Where all displacements cost the same the least motion is taken.

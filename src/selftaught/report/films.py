@@ -68,6 +68,13 @@ def local_films(model: Plays, first: Tensor) -> dict[str, Tensor]:
     }
 
 
+def code_panel(model: Plays, clips: Tensor) -> Picture:
+    """What every code does, held, from two first frames: rows are actions, columns every other frame of the film."""
+    first = clips[:2, 0]
+    films = local_films(model, first)
+    return sheet(torch.stack([film[i, ::2] for i in range(len(first)) for film in films.values()]))
+
+
 def rollout_panel(model: Plays, clips: Tensor) -> Picture:
     """For each clip the true frames, and below what the model makes of the first one and the parsed actions."""
     played = model.play(clips[:, 0], model.parse(clips).actions).frames

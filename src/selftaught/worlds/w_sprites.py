@@ -21,7 +21,7 @@ GLOBALS = ("left", "right", "up", "down", "stay")
 LOCALS = tuple(f"{action} {facing}" for action in ("walk", "cast", "slash") for facing in ("front", "left", "right"))
 STAY = 4
 WAYS = np.array([(-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)], np.int64)
-_WALK = (1, 2, 0, 0)
+WALKS = (1, 2, 0, 0)
 """The way of walking that belongs to left, right, up, down."""
 TEST_EVERY = 5
 
@@ -142,7 +142,7 @@ def script(recipe: Recipe, seed: int, index: int, identity: int | None = None) -
     drawn = cast[random.randint(len(cast))]
     kind = KINDS[random.randint(2)]
     ground = (kind if recipe.ground == "mixed" else recipe.ground, int(random.randint(2**31 - 1)))
-    room = _room(recipe)
+    room = room_of(recipe)
     start = np.array([random.randint(room[0] + 1), random.randint(room[1] + 1)])
     moves = _draw_moves(random, recipe, start)
     locals_ = _draw_locals(random, recipe, moves)
@@ -217,14 +217,14 @@ def tiles_of(sprites: str, identity: int, px: int) -> np.ndarray:
     return puppet_tiles(identity, px)
 
 
-def _room(recipe: Recipe) -> np.ndarray:
+def room_of(recipe: Recipe) -> np.ndarray:
     """The largest (x, y) of a figure's square."""
     return np.array([recipe.width - recipe.sprite_px, recipe.height - recipe.sprite_px])
 
 
 def _act(recipe: Recipe, one: Script) -> Script:
     """Carry out the actions from the first frame: positions, and phases that start anew with every other action."""
-    room = _room(recipe)
+    room = room_of(recipe)
     positions, phases = [one.positions[0]], [int(one.phases[0])]
     for t in range(1, len(one.moves)):
         positions.append(np.clip(positions[-1] + recipe.step_px * WAYS[one.moves[t]], 0, room))
@@ -233,7 +233,7 @@ def _act(recipe: Recipe, one: Script) -> Script:
 
 
 def _draw_moves(random: np.random.RandomState, recipe: Recipe, start: np.ndarray) -> np.ndarray:
-    room, at = _room(recipe), start
+    room, at = room_of(recipe), start
     way, moves = int(random.randint(len(WAYS))), [STAY]
     for _ in range(recipe.frames - 1):
         free = [k for k in range(len(WAYS)) if k == STAY or ((at + WAYS[k] >= 0) & (at + WAYS[k] <= room)).all()]
@@ -255,7 +255,7 @@ def _draw_locals(random: np.random.RandomState, recipe: Recipe, moves: np.ndarra
         # What the figure does in the first frame is what it goes on with.
         move = int(moves[1]) if t == 0 and len(moves) > 1 else move
         if recipe.correlated and move != STAY:
-            out.append(_WALK[move])
+            out.append(WALKS[move])
             held, current = 0, -1
             continue
         if held == 0:
