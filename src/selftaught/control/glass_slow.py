@@ -154,7 +154,7 @@ class SlowCodes(nn.Module):
         self.basis.copy_(basis)
         vectors = self.recent[: int(self.filled)] @ basis
         # The best of some: k-means ends where it began.
-        tries = [k_means(vectors, len(self.codebook)) for _ in range(8)]
+        tries = [k_means(vectors, len(self.codebook)) for _ in range(16)]
         errors = [float(torch.cdist(vectors, t).amin(1).square().sum()) for t in tries]
         self.centres.copy_(tries[errors.index(min(errors))])
         self.started.fill_(1)
