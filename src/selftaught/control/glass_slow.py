@@ -128,18 +128,19 @@ class SlowCodes(nn.Module):
     def remember(self, clips: Tensor) -> None:
         """Take looks (B, T, D) of clips of more than `apart` frames into the statistics; those of the newest clips count most."""
         B, T = clips.shape[:2]
-        x = clips - clips.mean((0, 1))
+        x = clips.float()
         near = (x[:, 1:] - x[:, :-1]).flatten(0, 1)
         far = torch.cat([(x[:, k:] - x[:, :-k]).flatten(0, 1) for k in range(self.apart, T)])
-        middle = clips.mean(1)
+        middle = x.mean(1)
         whole = all_reduce_sum(torch.tensor(float(B), device=clips.device))
         keep = max(0.0, 1 - float(whole) / LAST_CLIPS)
-        for kept, new in ((self.near, near.T @ near / len(near) * B), (self.far, far.T @ far / len(far) * B), (self.means, middle.T @ middle),
-                          (self.total, middle.sum(0))):  # fmt: skip
+        with torch.autocast(x.device.type, enabled=False):  # rounded products would be no covariances
+            sums = (near.T @ near * (B / len(near)), far.T @ far * (B / len(far)), middle.T @ middle, middle.sum(0))
+        for kept, new in zip((self.near, self.far, self.means, self.total), sums, strict=True):
             kept.mul_(keep).add_(all_reduce_sum(new))
         self.clips.mul_(keep).add_(whole)
         # Every fourth frame: neighbours look alike.
-        new = gather(clips[:, ::4].flatten(0, 1))[:RECENT]
+        new = gather(x[:, ::4].flatten(0, 1))[:RECENT]
         self.recent.copy_(torch.cat([new, self.recent])[:RECENT])
         self.filled.copy_((self.filled + len(new)).clamp(max=RECENT))
 
@@ -161,7 +162,8 @@ class SlowCodes(nn.Module):
 
     def forward(self, seen: Tensor) -> Tensor:
         """Looks (N, D) to codes (N,); all 0 before the start."""
-        return torch.cdist(seen @ self.basis, self.centres).argmin(1)
+        with torch.autocast(seen.device.type, enabled=False):  # the same codes in training as afterwards
+            return torch.cdist(seen.float() @ self.basis, self.centres).argmin(1)
 
     def look_up(self, codes: Tensor) -> Tensor:
         """Vectors (..., width) of codes (...); zeros before the start, when codes mean nothing."""
