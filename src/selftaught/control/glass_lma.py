@@ -208,7 +208,7 @@ class LMA(nn.Module):
     def code(
         self, moved: Tensor, after: Tensor, masks: Tensor, state: Tensor | None = None, temperature: float = 1.0, learn: bool = False
     ) -> Quantised:
-        """Codes of N changes: foregrounds (N, 3, H, W) after their shifts and of the next frame, its mask (N, 1, H, W) and, where it is known, E of it."""
+        """Codes of N changes: foregrounds (N, 3, H, W) after their shifts and of the next frame, its mask (N, 1, H, W), maybe E of it."""
         if self.slow is not None:
             codes = self.slow(self.slow.seen(after, masks))
             if learn:

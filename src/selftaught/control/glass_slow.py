@@ -48,8 +48,8 @@ def figures(foregrounds: Tensor, masks: Tensor, side: int) -> Tensor:
 def looks(figure: Tensor) -> Tensor:
     """(N, 4, S, S) figures to (N, D): sums of edges by direction over squares, and the mask at half the size.
 
-    Of every pixel the strongest channel's gradient counts, in both ways alike and up to a limit, because colours say who an agent is and not
-    what it does. Sums overlap by a pixel, so that a figure that is cut one pixel aside looks nearly the same.
+    Of every pixel the strongest channel's gradient counts, in both ways alike and up to a limit, because colours say who an agent is and
+    not what it does. Sums overlap by a pixel, so that a figure that is cut one pixel aside looks nearly the same.
     """
     x, mask = figure[:, :3], figure[:, 3:]
     g = F.pad(x, (1, 1, 1, 1))
@@ -70,8 +70,8 @@ def looks(figure: Tensor) -> Tensor:
 def slow_map(near: Tensor, far: Tensor, between: Tensor, count: int, who: float, ridge: float) -> Tensor:
     """The (D, count) map that makes change over the clip largest against change between neighbours.
 
-    max_a a' far a / a' (near + who * between + ridge * mean eigenvalue) a, with covariances (D, D) of differences of frames that are near, of
-    frames that are far apart, and of means of clips; the leading generalised eigenvectors, each scaled by the square root of what its
+    max_a a' far a / a' (near + who * between + ridge * mean eigenvalue) a, with covariances (D, D) of differences of frames that are near,
+    of frames that are far apart, and of means of clips; the leading generalised eigenvectors, each scaled by the square root of what its
     quotient has above 1: a direction that changes no more over the clip than at once is noise.
     """
     D = len(near)
