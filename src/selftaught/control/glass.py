@@ -6,9 +6,10 @@ Analysis (`glass_lma.py`) reads what is left of the change as a code and draws t
 No gradient passes from the second to the first. Actions are never given; labels, masks and shifts are read by `evaluate` alone.
 Differs: schedules are shares of the training; group norm, because batches are small; codes are standardised before they are
 quantised, begin at k-means and are born again. Size `small` folds 2x2 pixels into channels, compares frames at every displacement
-instead of regressing their shift, draws on the last foreground after its shift, and in its first half is taught by what moves
-otherwise than most of the frame (`first_teacher`), which takes the place of hundreds of thousands of steps; its perceptual loss is a
-fixed pyramid. Size `paper` compares features that taught themselves, in the place of VGG's, which were learned from labels.
+instead of regressing their shift, draws on the last foreground after its shift, is taught ever more weakly by what moves otherwise
+than most of the frame (`first_teacher`), which takes the place of hundreds of thousands of steps, and makes its codes of what lasts in
+the agent's look before the drawing begins (`glass_slow.py`), because drawing did not shape any; its perceptual loss is a fixed pyramid.
+Size `paper` compares features that taught themselves, in the place of VGG's, which were learned from labels.
 Cost: LMA draws frame after frame; at `small` a step takes 0.5 to 0.9 s of one CPU core.
 """
 
