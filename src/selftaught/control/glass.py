@@ -119,7 +119,7 @@ class GLASSConfig(TrainConfig):
     """Frames that are so far apart show another action more often than neighbours do."""
     slow_who: float = 0.3
     """How strongly what differs from clip to clip is left out: who the agent is."""
-    slow_ridge: float = 0.01
+    slow_ridge: float = 0.02
     """Share of the mean variance that is added to the change between neighbours, against chance in it."""
     codes: int = 6
     """Number K of local actions."""
@@ -195,8 +195,8 @@ class GLASS(Method):
             state_widths=(8, 8, 8), hidden=8, compressed=4, code_dim=4, bilinear=1, render_widths=(8, 8, 8), lr=2e-3, clip_norm=1.0,
         ),
         "small": GLASSConfig(
-            batch_size=8, steps=500, lr=2e-3, weight_decay=1e-4, clip_norm=1.0, warm_frac=0.4, teach_frac=0.9, gma_every=3, window=12,
-            drawn=5, coding="slow", slow_from=0.15, real_frames=(0.4, 0.7), perceptual="pyramid",
+            batch_size=8, steps=420, lr=2e-3, weight_decay=1e-4, clip_norm=1.0, warm_frac=0.5, teach_frac=0.9, gma_every=3, window=12,
+            drawn=5, coding="slow", slow_from=0.2, real_frames=(0.5, 0.75), perceptual="pyramid",
         ),
         "paper": PAPER,
     }  # fmt: skip

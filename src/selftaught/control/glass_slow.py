@@ -95,6 +95,8 @@ class SlowCodes(nn.Module):
     total: Tensor
     clips: Tensor
     basis: Tensor
+    middle: Tensor
+    spread: Tensor
     centres: Tensor
     recent: Tensor
     filled: Tensor
@@ -113,6 +115,8 @@ class SlowCodes(nn.Module):
         self.register_buffer("total", torch.zeros(D))
         self.register_buffer("clips", torch.zeros(()))
         self.register_buffer("basis", torch.zeros(D, slow))
+        self.register_buffer("middle", torch.zeros(slow))
+        self.register_buffer("spread", torch.ones(slow))
         self.register_buffer("centres", torch.zeros(codes, slow))
         self.register_buffer("recent", torch.zeros(RECENT, D))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
@@ -153,17 +157,29 @@ class SlowCodes(nn.Module):
         between = self.means / self.clips - mean[:, None] * mean
         basis = slow_map(self.near / self.clips, self.far / self.clips, between, self.basis.shape[1], self.who, self.ridge)
         self.basis.copy_(basis)
-        vectors = self.recent[: int(self.filled)] @ basis
+        x = self.recent[: int(self.filled)]
+        low, middle, high = (x @ basis).quantile(x.new_tensor([0.16, 0.5, 0.84]), 0)
+        self.middle.copy_(middle)
+        self.spread.copy_(((high - low) / 2).clamp(min=1e-6))
+        vectors = self.slow(x)
         # The best of some: k-means ends where it began.
         tries = [k_means(vectors, len(self.codebook)) for _ in range(16)]
         errors = [float(torch.cdist(vectors, t).amin(1).square().sum()) for t in tries]
         self.centres.copy_(tries[errors.index(min(errors))])
         self.started.fill_(1)
 
+    def slow(self, seen: Tensor) -> Tensor:
+        """Looks (N, D) to what lasts (N, slow), each number within two standard deviations of the median.
+
+        Where a mask is torn a look is far away from all others; without limits each such look got a code for itself.
+        """
+        with torch.autocast(seen.device.type, enabled=False):  # the same codes in training as afterwards
+            return torch.tanh((seen.float() @ self.basis - self.middle) / (2 * self.spread)) * 2 * self.spread
+
     def forward(self, seen: Tensor) -> Tensor:
         """Looks (N, D) to codes (N,); all 0 before the start."""
-        with torch.autocast(seen.device.type, enabled=False):  # the same codes in training as afterwards
-            return torch.cdist(seen.float() @ self.basis, self.centres).argmin(1)
+        with torch.autocast(seen.device.type, enabled=False):
+            return torch.cdist(self.slow(seen), self.centres).argmin(1)
 
     def look_up(self, codes: Tensor) -> Tensor:
         """Vectors (..., width) of codes (...); zeros before the start, when codes mean nothing."""
