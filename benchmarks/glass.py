@@ -21,11 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 import selftaught
+from selftaught.control.glass_slow import figures
 from selftaught.core.config import read_json, write_json
 from selftaught.data.clip_windows import WindowSet
-from selftaught.evaluate import evaluate
+from selftaught.evaluate import evaluate, open_clips_for
+from selftaught.loading import load_method
+from selftaught.nets.video_blocks import to_px
+from selftaught.report.films import sheet
 from selftaught.train import train
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -71,6 +76,26 @@ def shuffled_run(data: str, run: Path, seed: int, steps: int | None, limit: int 
     finally:
         WindowSet.batch = batch  # type: ignore[method-assign]
     return one_run(data, run, seed, [], steps, limit)
+
+
+@torch.no_grad()
+def sorted_figures(run: Path, data: str, clips: int = 60, shown: int = 16) -> Any:
+    """A picture of what codes stand for: each row has agents of test clips, cut out where they do not move, that got one code."""
+    model = load_method(run)
+    test = open_clips_for(data, model, clips, 0)
+    frames = test.batch(np.arange(len(test.windows)))
+    parsed = model.parse(frames)
+    still = to_px(parsed.actions.shifts, *frames.shape[-2:]).norm(dim=-1) < 1
+    foregrounds, masks = parsed.foregrounds[:, 1:].flatten(0, 1), parsed.masks[:, 1:, None].flatten(0, 1)
+    cut = figures(foregrounds, masks, model.config.figure_px)
+    cut = cut[:, :3] + 0.5 * (1 - cut[:, 3:])
+    codes = parsed.actions.codes.masked_fill(~still, -1).flatten()
+    rows = torch.ones(model.config.codes, shown, *cut.shape[1:])
+    for k in range(len(rows)):
+        mine = torch.nonzero(codes == k).flatten()
+        mine = mine[torch.linspace(0, len(mine) - 1, min(shown, len(mine))).long()]
+        rows[k, : len(mine)] = cut[mine]
+    return sheet(rows)
 
 
 def rows_of(runs: list[dict[str, Any]], controls: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -120,6 +145,7 @@ def main() -> None:
     FIGURES.mkdir(parents=True, exist_ok=True)
     for picture in sorted((a.runs / f"glass-{a.seeds[0]}" / "pictures").glob("*.png")):
         shutil.copy(picture, FIGURES / picture.name)
+    Image.fromarray(sorted_figures(a.runs / f"glass-{a.seeds[0]}", a.data)).save(FIGURES / "codes.png")
     for row in result["rows"]:
         print(f"{row['score']}: {', '.join(f'{v:.3f}' for v in row['values'])}; {row['baselines']}", flush=True)
 

@@ -58,7 +58,7 @@ def build(size: str) -> GLASS:
 
 def parts_of(model: GLASS, batch: Tensor) -> dict[str, float]:
     """Processor seconds of the parts of a step, forward and backward."""
-    clip = batch[:, : model.config.window]
+    clip = batch[:, : model.frames_at(1.0)]
     frames = clip.flatten(0, 1)
     layers = model.gma(clip)
     moved = move(layers, False)

@@ -194,6 +194,7 @@ ABLATIONS: list[dict[str, Any]] = [
     {"quantiser": "gumbel"}, {"direction": "plain"}, {"conditioned": "plain"}, {"joint": True}, {"codes": 4}, {"actions": "none"},
     {"shift": "regression"}, {"norm": "batch"}, {"perceptual": "pyramid"}, {"perceptual": "none"}, {"vq_convention": "glass"}, {"fold": 1},
     {"mask_twice": True}, {"residual": False}, {"teach_frac": 0.0}, {"width_px": 48},
+    {"coding": "slow", "slow_apart": 2, "figure_px": 24}, {"drawn": 3},
 ]  # fmt: skip
 
 

@@ -6,9 +6,10 @@ Analysis (`glass_lma.py`) reads what is left of the change as a code and draws t
 No gradient passes from the second to the first. Actions are never given; labels, masks and shifts are read by `evaluate` alone.
 Differs: schedules are shares of the training; group norm, because batches are small; codes are standardised before they are
 quantised, begin at k-means and are born again. Size `small` folds 2x2 pixels into channels, compares frames at every displacement
-instead of regressing their shift, draws on the last foreground after its shift, and in its first half is taught by what moves
-otherwise than most of the frame (`first_teacher`), which takes the place of hundreds of thousands of steps; its perceptual loss is a
-fixed pyramid. Size `paper` compares features that taught themselves, in the place of VGG's, which were learned from labels.
+instead of regressing their shift, draws on the last foreground after its shift, is taught ever more weakly by what moves otherwise
+than most of the frame (`first_teacher`), which takes the place of hundreds of thousands of steps, and makes its codes of what lasts in
+the agent's look before the drawing begins (`glass_slow.py`), because drawing did not shape any; its perceptual loss is a fixed pyramid.
+Size `paper` compares features that taught themselves, in the place of VGG's, which were learned from labels.
 Cost: LMA draws frame after frame; at `small` a step takes 0.5 to 0.9 s of one CPU core.
 """
 
@@ -54,6 +55,8 @@ class GLASSConfig(TrainConfig):
     """Frames of a training clip, at the beginning."""
     window_grows: tuple[float, float] = (0.5, 0.6)
     """Between which shares of the training the clip grows."""
+    drawn: int = 0
+    """Frames of a training clip that layers and drawings are learned from; 0 takes all."""
     warm_frac: float = 0.25
     """Share of the training in which only GMA learns."""
     real_frames: tuple[float, float] = (0.3, 0.7)
@@ -104,6 +107,20 @@ class GLASSConfig(TrainConfig):
     """What compares pictures: the needed features, VGG19 (`vgg_weights`), a fixed pyramid, or nothing."""
     vgg_weights: str = ""
     """File of torchvision's vgg19 weights, for `perceptual=vgg`."""
+    coding: Literal["learned", "slow"] = "learned"
+    """Whether codes are learned with the drawing, as in the paper, or made before of what of the agent's look lasts (`glass_slow.py`)."""
+    slow_from: float = 0.0
+    """Share of the training from which looks are gathered for `coding=slow`; the codes are made at the end of the warm-up."""
+    figure_px: int = 32
+    """Side of the square that an agent is cut out in for `coding=slow`; a multiple of 8."""
+    slow_dims: int = 10
+    """Lasting features that are sorted into codes."""
+    slow_apart: int = 5
+    """Frames that are so far apart show another action more often than neighbours do."""
+    slow_who: float = 0.3
+    """How strongly what differs from clip to clip is left out: who the agent is."""
+    slow_ridge: float = 0.02
+    """Share of the mean variance that is added to the change between neighbours, against chance in it."""
     codes: int = 6
     """Number K of local actions."""
     code_dim: int = 8
@@ -178,8 +195,8 @@ class GLASS(Method):
             state_widths=(8, 8, 8), hidden=8, compressed=4, code_dim=4, bilinear=1, render_widths=(8, 8, 8), lr=2e-3, clip_norm=1.0,
         ),
         "small": GLASSConfig(
-            batch_size=8, steps=2000, lr=2e-3, weight_decay=1e-4, clip_norm=1.0, warm_frac=0.2, teach_frac=0.5, gma_every=3, window=5,
-            real_frames=(0.2, 0.5), dead_below=0.02, dead_every=20, perceptual="pyramid",
+            batch_size=8, steps=420, lr=2e-3, weight_decay=1e-4, clip_norm=1.0, warm_frac=0.5, teach_frac=0.9, gma_every=3, window=12,
+            drawn=5, coding="slow", slow_from=0.2, real_frames=(0.5, 0.75), perceptual="pyramid",
         ),
         "paper": PAPER,
     }  # fmt: skip
@@ -197,6 +214,14 @@ class GLASS(Method):
         unit = 8 * c.fold if c.fold > 1 else 8
         if c.image_px % unit or c.width_px % unit or min(c.image_px, c.width_px) < 16:
             raise ValueError(f"frames must have sides that are multiples of {unit}, these are {c.width_px}x{c.image_px}")
+        if c.drawn and not 3 <= c.drawn <= c.window:
+            raise ValueError(f"drawn must be 0 or from 3 to window, got {c.drawn} and {c.window}")
+        if c.coding == "slow" and not 1 <= c.slow_apart < c.window:
+            raise ValueError(f"slow_apart must be less than window, got {c.slow_apart} and {c.window}")
+        if c.coding == "slow" and not c.slow_from < c.warm_frac:
+            raise ValueError(f"slow_from must be less than warm_frac, got {c.slow_from} and {c.warm_frac}: looks are gathered in between")
+        if c.coding == "slow" and (c.figure_px < 8 or c.figure_px % 8):
+            raise ValueError(f"figure_px must be a multiple of 8, got {c.figure_px}")
         if not 3 <= c.window_start <= c.window:
             raise ValueError(f"window_start and window must be 3 or more and in this order, got {c.window_start} and {c.window}")
         self.image_px, self.width_px, self.codes = c.image_px, c.width_px, c.codes
@@ -242,8 +267,10 @@ class GLASS(Method):
     # Schedules: functions of the share of the training that is done.
 
     def frames_at(self, frac: float) -> int:
-        """Frames of a training clip."""
+        """Frames of a training clip that are learned from."""
         c = self.config
+        if c.drawn:
+            return c.drawn
         return c.window_start + int(round((c.window - c.window_start) * _ramp(frac, *c.window_grows)))
 
     def real_at(self, frac: float, frames: int) -> int:
@@ -262,8 +289,13 @@ class GLASS(Method):
 
     def loss(self, batch: Tensor, player: str, progress: Progress) -> tuple[Tensor, Parts]:
         c, frac = self.config, progress.frac
-        clip = batch[:, : self.frames_at(frac)]
+        frames = self.frames_at(frac)
+        # Where only a part of the frames is drawn, it is another part in every step.
+        first = progress.step % (batch.shape[1] - frames + 1) if c.drawn else 0
+        clip = batch[:, first : first + frames]
         warm = frac < c.warm_frac
+        if warm and self.lma.slow is not None and frac >= c.slow_from and self.training:
+            self.gather_looks(batch)
         learns = warm or progress.step % c.gma_every == 0 or not c.detach
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             layers = self.gma(clip)
@@ -279,6 +311,14 @@ class GLASS(Method):
         # The loss is another one when LMA begins and when the teacher ends: its course is judged anew then.
         parts["phase"] = float(not warm)
         return total, parts
+
+    @torch.no_grad()
+    def gather_looks(self, batch: Tensor) -> None:
+        """Remember how the agents of whole clips look."""
+        assert self.lma.slow is not None
+        frames = batch.flatten(0, 1)
+        m = self.gma.masks(frames)
+        self.lma.slow.remember(self.lma.slow.seen(m * frames, m).unflatten(0, batch.shape[:2]))
 
     def global_loss(self, clip: Tensor, layers: Layers, moved: Moved, teach: float) -> tuple[Tensor, Parts]:
         """GMA's losses, weighted; (scalar, numbers to log)."""
@@ -308,22 +348,24 @@ class GLASS(Method):
         B, T = layers.masks.shape[:2]
         encode = self.lma.state
         states = encode(layers.foregrounds.flatten(0, 1)).unflatten(0, (B, T))
-        before = encode(moved.foregrounds.flatten(0, 1))
-        z = self.lma.action(encode.attended(before), encode.attended(states[:, 1:].flatten(0, 1)))
-        q = self.lma.quantiser(z, temperature, learn=self.training)
+        q = self.lma.code(
+            moved.foregrounds.flatten(0, 1), layers.foregrounds[:, 1:].flatten(0, 1), layers.masks[:, 1:].flatten(0, 1),
+            states[:, 1:].flatten(0, 1), temperature, learn=self.training,
+        )  # fmt: skip
         drawn, seen, own = self.unroll(layers, states, q.vectors.unflatten(0, (B, T - 1)), real)
         losses = lma_losses(LocalLoss(
             layers.foregrounds[:, 1:], layers.foregrounds[:, :-1], moved.foregrounds, layers.masks[:, 1:],
             [torch.stack(s, 1) for s in zip(*(d.scales for d in drawn), strict=True)], seen, torch.stack([d.mask for d in drawn], 1),
             (states[:, 1:], own),
         ))  # fmt: skip
-        losses["vq"] = q.loss
-        weights = {"global_motion": c.w_global_motion, "local_motion": c.w_local_motion, "state": c.w_state, "mask": c.w_mask, "vq": c.w_vq}
+        weights = {"global_motion": c.w_global_motion, "local_motion": c.w_local_motion, "state": c.w_state, "mask": c.w_mask}
+        if self.lma.slow is None:
+            losses["vq"], weights["vq"] = q.loss, c.w_vq
         if c.perceptual != "none":
             losses["perceptual"] = self.foreground_perceptual(drawn, layers.foregrounds[:, 1:])
             weights["perceptual"] = c.w_perceptual
         parts = {f"local_{k}": float(v.detach()) for k, v in losses.items()}
-        parts |= {"real_frames": float(real), "code_perplexity": self.lma.quantiser.perplexity()}
+        parts |= {"real_frames": float(real), "code_perplexity": self.lma.codes.perplexity()}
         parts["usage_frac"] = parts["code_perplexity"] / c.codes
         return _weighted(losses, weights), parts
 
@@ -367,9 +409,14 @@ class GLASS(Method):
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
-        """Begin the codebook at k-means, and move codes that nothing uses."""
-        if progress.frac >= self.config.warm_frac and self.config.dead_below > 0:
-            self.lma.quantiser.renew(self.config.dead_below, self.config.dead_every)
+        """Begin the codebook at k-means, and move codes that nothing uses; make the codes of what lasts when the warm-up ends."""
+        c, lma = self.config, self.lma
+        if lma.slow is not None:
+            # The next step is the first that draws.
+            if (progress.step + 1) / max(progress.total, 1) >= c.warm_frac:
+                lma.slow.start()
+        elif progress.frac >= c.warm_frac and c.dead_below > 0 and lma.quantiser is not None:
+            lma.quantiser.renew(c.dead_below, c.dead_every)
 
     def segment(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to the agent's mask (B, H, W) in [0, 1]."""

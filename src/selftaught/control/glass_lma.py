@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selftaught.nets.quantiser import Quantiser
+from selftaught.control.glass_slow import SlowCodes
+from selftaught.nets.quantiser import Quantised, Quantiser
 from selftaught.nets.video_blocks import ConvLSTM, ModConv, Norm, ResBlock, UpBlock, norm_layer
 
 State = tuple[tuple[Tensor, Tensor], ...]
@@ -189,9 +190,33 @@ class Renderer(nn.Module):
 class LMA(nn.Module):
     """States, actions, dynamics and drawing of foregrounds."""
 
-    def __init__(self, state: StateNet, action: ActionNet, quantiser: Quantiser, dynamics: Dynamics, renderer: Renderer):
+    def __init__(
+        self, state: StateNet, action: ActionNet | None, quantiser: Quantiser | None, slow: SlowCodes | None, dynamics: Dynamics,
+        renderer: Renderer,
+    ):  # fmt: skip
         super().__init__()
-        self.state, self.action, self.quantiser, self.dynamics, self.renderer = state, action, quantiser, dynamics, renderer
+        self.state, self.action, self.quantiser, self.slow = state, action, quantiser, slow
+        self.dynamics, self.renderer = dynamics, renderer
+
+    @property
+    def codes(self) -> Quantiser | SlowCodes:
+        """Whatever keeps the codes."""
+        kept = self.quantiser if self.slow is None else self.slow
+        assert kept is not None
+        return kept
+
+    def code(
+        self, moved: Tensor, after: Tensor, masks: Tensor, state: Tensor | None = None, temperature: float = 1.0, learn: bool = False
+    ) -> Quantised:
+        """Codes of N changes: foregrounds (N, 3, H, W) after their shifts and of the next frame, its mask (N, 1, H, W), maybe E of it."""
+        if self.slow is not None:
+            codes = self.slow(self.slow.seen(after, masks))
+            if learn:
+                self.slow.count(codes)
+            return Quantised(codes, self.slow.look_up(codes), after.new_zeros(()))
+        assert self.action is not None and self.quantiser is not None
+        attended, state = self.state.attended, self.state(after) if state is None else state
+        return self.quantiser(self.action(attended(self.state(moved)), attended(state)), temperature, learn=learn)
 
 
 class LocalLoss(NamedTuple):

@@ -18,11 +18,10 @@ def parse(model: Any, clips: Tensor) -> Parsed:
     """Layers and actions of clips (B, T, 3, H, W) in [0, 1], T of at least 2."""
     layers = model.gma(2 * clips - 1)
     B, T = layers.masks.shape[:2]
-    encode = model.lma.state
     moved = shift_layer(layers.foregrounds[:, :-1].flatten(0, 1), layers.shifts.flatten(0, 1), "zeros")
     after = layers.foregrounds[:, 1:].flatten(0, 1)
-    z = model.lma.action(encode.attended(encode(moved)), encode.attended(encode(after)))
-    codes = model.lma.quantiser(z).codes.unflatten(0, (B, T - 1))
+    found = model.lma.code(moved, after, layers.masks[:, 1:].flatten(0, 1))
+    codes = found.codes.unflatten(0, (B, T - 1))
     masks = layers.masks[:, :, 0]
     unit = (layers.backgrounds.clamp(-1, 1) + 1) / 2
     return Parsed(masks, clips * layers.masks, unit, Actions(layers.shifts, layers.ground_shifts, codes))
@@ -44,7 +43,7 @@ def play(model: Any, first: Tensor, actions: Actions, real: Tensor | None = None
         every = 2 * real.flatten(0, 1) - 1
         real_masks = model.gma.masks(every)
         reals = torch.cat([real_masks * every, real_masks], 1).unflatten(0, (len(real), T))
-    vectors = model.lma.quantiser.look_up(actions.codes)
+    vectors = model.lma.codes.look_up(actions.codes)
     ground = actions.ground_shifts.cumsum(1)
     memory = None
     frames, masks = [first], [m[:, 0]]
