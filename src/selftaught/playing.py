@@ -233,9 +233,8 @@ class Playable:
 
     def vectors(self) -> Tensor | None:
         """(K, D) what the model is told of each code: codes that are near mean much the same."""
-        quantiser = getattr(self.method, "quantiser", None) or getattr(
-            getattr(self.method, "lma", None), "quantiser", None
-        )
+        lma = getattr(self.method, "lma", None)
+        quantiser = getattr(self.method, "quantiser", None) if lma is None else lma.codes
         return None if quantiser is None else quantiser.look_up(torch.arange(self.method.codes))
 
     def effects(self, start: Tensor, steps: int = 6) -> Played:
