@@ -26,8 +26,10 @@ from selftaught.control.synthesis import by_synthesis
 from selftaught.control.whatif import changed_codes, counterfactual, transfer
 from selftaught.core.config import read_json, write_json
 from selftaught.core.errors import ConfigError, DataError, SelftaughtError
+from selftaught.data.clip_cache import build_clips
 from selftaught.data.clip_reader import Want, have_av
-from selftaught.data.clip_windows import open_windows
+from selftaught.data.clip_windows import first_windows
+from selftaught.data.clips import open_clips
 from selftaught.loading import Learned
 from selftaught.method import Played
 from selftaught.playing_input import SHIPPED, keys_of, read_frames_of, shipped_folder
@@ -37,7 +39,9 @@ from selftaught.report.films import sheet
 FPS = 6
 """Of the films that are written."""
 LOOKED_AT = 256
-"""Training clips that habits are counted on."""
+"""Training clips that habits are counted on,"""
+COUNTED = 8
+"""and frames of each at most."""
 MAX_STEPS = 200
 
 
@@ -100,8 +104,9 @@ class Playable:
             return Habits.from_json(read_json(path), space)
         try:
             config = self.method.config
-            windows = open_windows(read_json(self.learned.run / "config.json")["data"], "train", Want(self.height, self.width, config.fps),
-                                   8, config.every).whole().first(LOOKED_AT)  # fmt: skip
+            data = read_json(self.learned.run / "config.json")["data"]
+            clips = build_clips(open_clips(data, "train"), Want(self.height, self.width, config.fps))
+            windows = first_windows(clips, COUNTED, config.every).first(LOOKED_AT)
         except SelftaughtError as error:
             self.notes.append(
                 f"what is usually done is not known, because the run's clips cannot be read: {error.what}"

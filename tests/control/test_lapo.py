@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from selftaught.control.lapo import LAPO, LAPOConfig, weighted_error
+from selftaught.control.lapo_nets import from_around
 from selftaught.measure.actions import grouping
 from selftaught.method import Actions, Plays, Progress
 from selftaught.nets.video_blocks import from_px, shift_layer
@@ -88,15 +89,26 @@ def test_what_is_put_somewhere_is_taken_away_where_it_was() -> None:
     one = torch.zeros(1, 7, 7)
     one[0, 3, 3 + 2] = 1
     model.displacements = lambda code: one  # type: ignore[method-assign]
-    sure = torch.cat(
-        [40 * a - 20, torch.full((1, 3, 32, 32), float(np.log(0.25 / 0.75)))], 1
-    )  # sigmoid of it: the mask, and grey ground
-    model.actor.forward = lambda x: sure  # type: ignore[method-assign]
+    model.actor.forward = lambda x: 40 * a - 20  # type: ignore[method-assign]
     model.net.forward = lambda x, code: torch.full((1, 4, 32, 32), -30.0)  # type: ignore[method-assign]
     drawn = model(frame, frame, torch.zeros(1, 1, 32, 32), torch.zeros(1, 2), torch.zeros(1, 4))
     want = torch.full((1, 3, 32, 32), 0.25)
     want[:, :, 10:14, 12:16] = 1.0
     assert torch.allclose(drawn.frame, want, atol=1e-4) and torch.allclose(drawn.mask, torch.roll(a, 2, -1), atol=1e-4)
+
+
+def test_holes_are_filled_from_around_them() -> None:
+    x = torch.linspace(0, 1, 32).expand(1, 3, 24, 32).clone()
+    seen = torch.ones(1, 1, 24, 32)
+    assert torch.equal(from_around(x, seen), x)
+    seen[:, :, 8:16, 10:20] = 0
+    broken = torch.where(seen > 0, x, torch.tensor(9.0))
+    filled = from_around(broken, seen)
+    assert torch.equal(filled, from_around(x, seen)), "what is not known does not count"
+    assert float((filled - x).abs().max()) < 0.12 and bool((filled.diff(dim=3) > -0.03).all())
+    assert torch.isfinite(from_around(broken, torch.zeros_like(seen))).all()
+    one = torch.rand(2, 3, 1, 5)
+    assert torch.equal(from_around(one, torch.ones(2, 1, 1, 5)), one)
 
 
 def test_schedules_go_from_real_frames_and_vectors_to_own_frames_and_codes() -> None:

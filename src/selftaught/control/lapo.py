@@ -265,7 +265,7 @@ class LAPO(Method):
         nothing = torch.zeros_like(images[:, :1])
         if self.config.draw == "direct":
             return nothing
-        return torch.sigmoid(self.forward_model.actor(torch.cat([images - 0.5, nothing], 1))[:, :1])
+        return torch.sigmoid(self.forward_model.actor(torch.cat([images - 0.5, nothing], 1)))
 
     def controls(self) -> LAPOControls:
         """The model step by step."""

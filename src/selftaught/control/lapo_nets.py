@@ -100,13 +100,25 @@ class Drawn(NamedTuple):
     mask: Tensor
 
 
+def from_around(x: Tensor, seen: Tensor) -> Tensor:
+    """Pictures (N, C, H, W) of which `seen` (N, 1, H, W) in [0, 1] is known, the rest filled from around it: pull and push (Gortler et al.,
+    "The Lumigraph", 1996). Halves know the mean of what is known; what is unknown takes the value of its half, and so on.
+    """
+    if max(x.shape[2:]) == 1:
+        return x
+    share = F.avg_pool2d(seen, 2, ceil_mode=True)
+    mean = F.avg_pool2d(x * seen, 2, ceil_mode=True) / share.clamp(min=1e-6)
+    coarse = from_around(mean, (4 * share).clamp(max=1))
+    return seen * x + (1 - seen) * F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False)
+
+
 class ForwardModel(nn.Module):
     """The next frame from those before it and the action, which it is told at its input and at its bottleneck, as LAPO's.
 
     `direct` draws every pixel. `layers` first says what it is that acts, from the frame alone and where it was said to be before; takes it
-    out and fills the hole; puts it where the action's own motion says (a distribution over displacements that the action alone decides,
-    as in CDNA); and draws anew what else changes, through a gate:
-    y = k * (a x) + (1 - k * a) ((1 - a~) x~ + a~ fill),   next = (1 - g) y + g new;   x~, a~: after the ground's motion.
+    out and fills the hole from around it; puts it where the action's own motion says (a distribution over displacements that the action
+    alone decides, as in CDNA); and draws anew what else changes, through a gate, with x~ and a~ after the ground's motion:
+    y = k * (a x) + (1 - k * a) ((1 - a~) x~ + a~ fill),   next = (1 - g) y + g new.
     What is put somewhere is taken away where it was, so that nothing is left behind when frames follow one another.
     """
 
@@ -118,7 +130,7 @@ class ForwardModel(nn.Module):
             return
         side = 2 * reach_px + 1
         self.places = nn.Sequential(nn.Linear(code, 64), nn.LeakyReLU(0.2), nn.Linear(64, side**2))
-        self.actor, self.net = UNet(4, max(8, 2 * base // 3), 4, 0, fold, norm), UNet(7, base, 4, code, fold, norm)
+        self.actor, self.net = UNet(4, max(8, 2 * base // 3), 1, 0, fold, norm), UNet(7, base, 4, code, fold, norm)
         self.actor.begin_with(-1.0)
         self.net.begin_with(-2.0)
 
@@ -135,9 +147,10 @@ class ForwardModel(nn.Module):
             steady = shift_layer(now, ground, "border", "nearest")
             y = torch.sigmoid(self.net(torch.cat([before, steady], 1) - 0.5, code))
             return Drawn(y, y.new_zeros(len(y), 1, *y.shape[2:]))
-        found = self.actor(torch.cat([now - 0.5, mask], 1))
-        a, fill = torch.sigmoid(found[:, :1]), torch.sigmoid(found[:, 1:])
-        steady = shift_layer(torch.cat([now, a, fill], 1), ground, "border", "nearest")
+        a = torch.sigmoid(self.actor(torch.cat([now - 0.5, mask], 1)))
+        # A network that learned to fill holes in some hundred steps left a shade wherever the agent had stood.
+        hole = F.max_pool2d(a, 3, 1, 1)
+        steady = shift_layer(torch.cat([now, hole, from_around(now, 1 - hole)], 1), ground, "border", "nearest")
         moved = self.moved(torch.cat([a * now, a], 1), code)
         put, hole = moved[:, 3:], steady[:, 3:4]
         y = moved[:, :3] + (1 - put) * ((1 - hole) * steady[:, :3] + hole * steady[:, 4:])

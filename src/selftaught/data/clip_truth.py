@@ -11,7 +11,7 @@ import numpy as np
 
 from selftaught.data.clip_cache import build_clips
 from selftaught.data.clip_reader import Want
-from selftaught.data.clip_windows import WindowSet
+from selftaught.data.clip_windows import WindowSet, first_windows
 from selftaught.data.clips import open_clips
 from selftaught.data.npy import read_arrays
 
@@ -59,8 +59,7 @@ class ClipTest:
 def open_clip_test(data: Any, want: Want, every: int, seed: int = 0, limit: int | None = None, frames: int = FRAMES) -> ClipTest:
     """Open the first `frames` frames (or as many as the longest clip has) of each test clip, and the truth of a world's folder."""
     clips = build_clips(open_clips(data, "test"), want, max_bad_frac=1.0)
-    longest = int((clips.lengths.max() - 1) // every + 1)
-    windows = WindowSet(clips, max(2, min(frames, longest)), every).whole()
+    windows = first_windows(clips, frames, every)
     if limit is not None and limit < len(windows):
         windows = windows.first(limit)
     notes = [f"{len(clips.bad)} test clips cannot be read, e.g. {clips.bad[0][0]}: {clips.bad[0][1]}"] if clips.bad else []

@@ -55,3 +55,9 @@ def open_windows(
 ) -> WindowSet:
     """Open clips, bring them to one size and cut them; raises DataError when none is long enough."""
     return WindowSet(build_clips(open_clips(data, split), want, max_bad_frac=max_bad_frac, report=report), length, every)
+
+
+def first_windows(clips: ClipSet, frames: int, every: int = 1) -> WindowSet:
+    """The first window of each clip, of `frames` frames, or of as many as the longest clip has; shorter clips are left out."""
+    longest = int((clips.lengths.max() - 1) // every + 1)
+    return WindowSet(clips, max(2, min(frames, longest)), every).whole()

@@ -12,8 +12,10 @@ from torch import Tensor
 from selftaught.control.naming import Names, few
 from selftaught.core.config import read_json
 from selftaught.core.errors import DataError, SelftaughtError
+from selftaught.data.clip_cache import build_clips
 from selftaught.data.clip_reader import Want
-from selftaught.data.clip_windows import open_windows
+from selftaught.data.clip_windows import first_windows
+from selftaught.data.clips import open_clips
 from selftaught.method import Actions
 from selftaught.playing import Playable
 from selftaught.playing_input import WORLD_SEED, shipped_folder
@@ -117,11 +119,8 @@ def test_clips(playable: Playable) -> list[Tensor]:
     config = playable.method.config
     data = read_json(playable.learned.run / "config.json")["data"]
     try:
-        windows = (
-            open_windows(data, "test", Want(playable.height, playable.width, config.fps), GOAL_AFTER + 1, config.every)
-            .whole()
-            .first(SCENES)
-        )
+        clips = build_clips(open_clips(data, "test"), Want(playable.height, playable.width, config.fps))
+        windows = first_windows(clips, GOAL_AFTER + 1, config.every).first(SCENES)
     except SelftaughtError as error:
         raise DataError(
             "There is nothing to play on: the clips of this run cannot be read.",
