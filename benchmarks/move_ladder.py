@@ -152,7 +152,7 @@ def judge(args: argparse.Namespace, pictures: Pictures, method: Move) -> None:
         indices = batch_indices(held, method.config.batch_size, args.seed, step)
         made = scene(indices, noisy[indices], torch.randint(-12, 13, (len(indices), 2)))
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            said = method.logits(torch.cat([getattr(made, kind) for kind in KINDS])).float().chunk(len(KINDS))
+            said = method.logits(*(getattr(made, kind) for kind in KINDS)).float().chunk(len(KINDS))
         loss = 0.5 * sum(torch.relu(1 - x).mean() for x in said[:2]) + 0.5 * sum(torch.relu(1 + x).mean() for x in said[2:])
         optimizer.zero_grad()
         loss.backward()

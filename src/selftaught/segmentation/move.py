@@ -325,9 +325,9 @@ class Move(Method):
             tiles=c.hole == "tiles",
         )  # fmt: skip
 
-    def logits(self, pictures: Tensor) -> Tensor:
-        """What the discriminator says of (B, 3, S, S) pictures, under random colours."""
-        return self.judge(recolour(pictures, self.config.jitter), self.encoder)
+    def logits(self, *kinds: Tensor) -> Tensor:
+        """What the discriminator says of kinds of pictures, each (B, 3, S, S), one after the other, each under random colours of its own."""
+        return self.judge(torch.cat([recolour(pictures, self.config.jitter) for pictures in kinds]), self.encoder)
 
     def loss(self, batch: dict[str, Tensor], player: str, progress: Progress) -> tuple[Tensor, Parts]:
         if player == "discriminator":
@@ -341,7 +341,7 @@ class Move(Method):
             scene = self.scene(batch["pictures"], mask, batch["shift"])
         total, right = mask.new_zeros(()), []
         # All kinds in one batch: batch norms over one kind alone hide what its pictures have in common, and the loss stays at 2.
-        said = self.logits(torch.cat([getattr(scene, kind) for kind in KINDS])).chunk(len(KINDS))
+        said = self.logits(*(getattr(scene, kind) for kind in KINDS)).chunk(len(KINDS))
         for i, logits in enumerate(said):
             total = total + 0.5 * (hinge_real(logits) if i < 2 else hinge_fake(logits))
             right.append(((logits > 0) == (i < 2)).float().mean())
