@@ -326,7 +326,7 @@ class Move(Method):
         )  # fmt: skip
 
     def logits(self, *kinds: Tensor) -> Tensor:
-        """What the discriminator says of kinds of pictures, each (B, 3, S, S), one after the other, each under random colours of its own."""
+        """What the discriminator says of kinds of pictures, each (B, 3, S, S) and under random colours of its own, one after the other."""
         return self.judge(torch.cat([recolour(pictures, self.config.jitter) for pictures in kinds]), self.encoder)
 
     def loss(self, batch: dict[str, Tensor], player: str, progress: Progress) -> tuple[Tensor, Parts]:
