@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import platform
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,11 @@ import torch
 from PIL import Image
 
 import selftaught
+from clip_runs import one_run, rows_of
 from selftaught.control.glass_slow import figures
-from selftaught.core.config import read_json, write_json
+from selftaught.core.config import write_json
 from selftaught.data.clip_windows import WindowSet
-from selftaught.evaluate import evaluate, open_clips_for
+from selftaught.evaluate import open_clips_for
 from selftaught.loading import load_method
 from selftaught.nets.video_blocks import to_px
 from selftaught.report.films import sheet
@@ -47,20 +47,6 @@ CONTROLS: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-def one_run(data: str, run: Path, seed: int, settings: list[str], steps: int | None, limit: int | None) -> dict[str, Any]:
-    """Train and score once; scores and seconds are kept in the run folder."""
-    begin = time.monotonic()
-    finished = (run / "seconds.json").exists()
-    train("glass", data, run, size="small", seed=seed, steps=steps, set=settings)
-    if not finished:
-        write_json(run / "seconds.json", {"training": time.monotonic() - begin})
-    if not (run / "scores.json").exists():
-        evaluate(run, limit=limit)
-    config = read_json(run / "config.json")["config"]
-    seconds = read_json(run / "seconds.json")["training"]
-    return {"seed": seed, "seconds": seconds, "steps": config["steps"], **read_json(run / "scores.json")}
-
-
 def shuffled_run(data: str, run: Path, seed: int, steps: int | None, limit: int | None) -> dict[str, Any]:
     """The same training on windows whose frames come in random order: there is no motion to be found in them."""
     batch = WindowSet.batch
@@ -75,7 +61,7 @@ def shuffled_run(data: str, run: Path, seed: int, steps: int | None, limit: int 
         train("glass", data, run, size="small", seed=seed, steps=steps)
     finally:
         WindowSet.batch = batch  # type: ignore[method-assign]
-    return one_run(data, run, seed, [], steps, limit)
+    return one_run("glass", data, run, seed, [], steps, limit)
 
 
 @torch.no_grad()
@@ -98,26 +84,6 @@ def sorted_figures(run: Path, data: str, clips: int = 60, shown: int = 16) -> An
     return sheet(rows)
 
 
-def rows_of(runs: list[dict[str, Any]], controls: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Table rows: each score over the seeds, with the widest interval, the baselines' means, and what the controls reach."""
-    rows = []
-    for name in SHOWN:
-        found = [run["scores"][name] for run in runs if name in run["scores"]]
-        if not found:
-            continue
-        baselines = {k: float(np.mean([f["baselines"][k] for f in found])) for k in found[0]["baselines"]}
-        reached = {k: c["scores"].get(name, {}).get("value") for k, c in controls.items()}
-        beside = {f"control: {k}": v for k, v in reached.items() if v is not None}
-        bounds = [f["ci95"] for f in found if f["ci95"][0] is not None]
-        row = {
-            "method": "glass", "data": f"w-sprites, {runs[0]['steps']} steps", "score": name, "unit": found[0]["unit"],
-            "values": [f["value"] for f in found], "n": found[0]["n"], "note": found[0]["note"], "baselines": {**baselines, **beside},
-            "summary": name in MAIN,
-        }  # fmt: skip
-        rows.append(row | ({"ci95": [min(b[0] for b in bounds), max(b[1] for b in bounds)]} if bounds else {}))
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
@@ -127,19 +93,19 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="test clips that are scored")
     parser.add_argument("--controls", nargs="*", choices=list(CONTROLS), help="which; all when none is named")
     a = parser.parse_args()
-    runs = [one_run(a.data, a.runs / f"glass-{seed}", seed, [], a.steps, a.limit) for seed in a.seeds]
+    runs = [one_run("glass", a.data, a.runs / f"glass-{seed}", seed, [], a.steps, a.limit) for seed in a.seeds]
     controls = {}
     for name in [] if a.controls is None else a.controls or list(CONTROLS):
         run = a.runs / f"glass-{name.replace(' ', '-')}"
         settings = CONTROLS[name]
         shuffle = name == "shuffled"
         controls[name] = (
-            shuffled_run(a.data, run, 0, a.steps, a.limit) if shuffle else one_run(a.data, run, 0, settings, a.steps, a.limit)
+            shuffled_run(a.data, run, 0, a.steps, a.limit) if shuffle else one_run("glass", a.data, run, 0, settings, a.steps, a.limit)
         )
     result = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), shared with other work",
         "versions": {"selftaught": selftaught.__version__, "torch": torch.__version__},
-        "seconds": sum(run["seconds"] for run in runs), "seeds": a.seeds, "rows": rows_of(runs, controls),
+        "seconds": sum(run["seconds"] for run in runs), "seeds": a.seeds, "rows": rows_of("glass", SHOWN, MAIN, runs, controls),
     }  # fmt: skip
     write_json(RESULTS / "glass.json", result)
     FIGURES.mkdir(parents=True, exist_ok=True)
