@@ -143,7 +143,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
     cls = registry.load_class(name)
     if where == "buffer" and name in ("cad", "viewpoint", "unsup3d"):
         pytest.skip("it has no buffers")
-    need = tuple(given[what] for what in cls.needs)
+    need = tuple(given[what] for what in cls.needs_of(cls.sizes["tiny"]))
     with spoiling(cls, BAD.__contains__, where):
         with watching() as stayed:
             run = start(name, data, tmp_path / "run", STEPS, need=need)

@@ -61,7 +61,8 @@ def learn(name: str, data: Path, given: dict[str, str], out: Path, precision: st
         return logged
 
     write_json(out / "plan.json", asdict(Plan(precision, reason="the test")))
-    need = [given[what] for what in registry.load_class(name).needs]
+    cls = registry.load_class(name)
+    need = [given[what] for what in cls.needs_of(cls.sizes["tiny"])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "move", watched)
         train(name, data, out, size="tiny", set=["batch_size=32"], need=need, quiet=True)

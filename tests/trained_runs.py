@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,15 @@ torch.set_num_threads(1)
 make_torchvision_importable()
 
 METHODS = list(registry.methods())
-NEEDY = [name for name in METHODS if registry.load_class(name).needs]
+
+
+def needs_at_tiny(name: str) -> Mapping[str, str]:
+    """What a method makes use of at size tiny -> the method that is trained for it."""
+    cls = registry.load_class(name)
+    return cls.needs_of(cls.sizes["tiny"])
+
+
+NEEDY = [name for name in METHODS if needs_at_tiny(name)]
 TRAINED = [name for name in METHODS if registry.load_class(name).sizes["tiny"].steps]
 SMALL = ["batch_size=8"]
 STOP = """
@@ -79,7 +88,7 @@ class Runs:
 
     def needs(self, name: str) -> list[str]:
         # DINO's patches are few at size tiny, which makes the cuts quick.
-        found = {need: "dino" if need == "features" else default for need, default in registry.load_class(name).needs.items()}
+        found = {need: "dino" if need == "features" else default for need, default in needs_at_tiny(name).items()}
         return [f"{need}={self.straight / method}" for need, method in found.items()]
 
 

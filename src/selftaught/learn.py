@@ -232,7 +232,7 @@ def fit_minutes(
     """Set the steps of a stage so that it takes `minutes` here, from the time of the steps of a trial under the chosen plan."""
     seed_all(seed, 0, 0)
     cls = load_class(stage.method)
-    needs = {n: load_class(features.method)(features.config).eval().requires_grad_(False) for n in cls.needs}
+    needs = {n: load_class(features.method)(features.config).eval().requires_grad_(False) for n in cls.needs_of(stage.config)}
     method: Method = cls(stage.config, needs)
     if "features" in needs:
         method.pseudo = np.zeros((len(images), 4, 4), np.uint8)  # type: ignore[assignment]

@@ -286,7 +286,7 @@ def built(name: str) -> tuple[Any, Tensor]:
     images = torch.randint(255, (ROWS, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
     seeds.seed_all(0, 0, 0)
     cls = load_class(name)
-    needs = {n: load_class("dino")(load_class("dino").sizes["tiny"]).eval().requires_grad_(False) for n in cls.needs}
+    needs = {n: load_class("dino")(load_class("dino").sizes["tiny"]).eval().requires_grad_(False) for n in cls.needs_of(cls.sizes["tiny"])}
     method = cls(cls.sizes["tiny"], needs)
     if needs:
         method.pseudo = np.random.default_rng(0).integers(0, 2, (ROWS, 4, 4)).astype(np.uint8) * 255

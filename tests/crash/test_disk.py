@@ -93,7 +93,8 @@ def test_a_file_system_that_tells_nothing_is_tried(tmp_path: Path, monkeypatch: 
 
 def small(name: str) -> Any:
     cls = load_class(name)
-    return cls(cls.sizes["small"], {need: small(method) for need, method in cls.needs.items()})
+    config = cls.sizes["small"]
+    return cls(config, {need: small(method) for need, method in cls.needs_of(config).items()})
 
 
 @pytest.mark.parametrize("name", TRAINED)

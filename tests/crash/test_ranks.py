@@ -22,8 +22,7 @@ import torch
 
 from selftaught.core.config import read_json
 from selftaught.loading import load_method
-from selftaught.registry import load_class
-from trained_runs import differing, newest
+from trained_runs import differing, needs_at_tiny, newest
 
 PROGRAM = str(Path(__file__).with_name("rank_program.py"))
 METHODS = ("simclr", "dino", "mae", "selfmask", "cad", "move")
@@ -77,7 +76,7 @@ def elastic(start_ranks: Start, data: Path, tmp_path_factory: pytest.TempPathFac
             assert got == code and f"CODES {[code] * len(commands)}" in text, text[-5000:]
 
     def needs(name: str) -> list[str]:
-        return [part for need in load_class(name).needs for part in ("--need", f"{need}={root / 'straight' / NEEDS[need]}")]
+        return [part for need in needs_at_tiny(name) for part in ("--need", f"{need}={root / 'straight' / NEEDS[need]}")]
 
     do(1, "seen-straight", [command(m, data, root / "straight" / m, *needs(m)) for m in (*METHODS[:3], "lost", *METHODS[3:])])
     do(1, "seen-ddp", [command(m, data, root / "ddp" / m, *needs(m)) for m in METHODS], f"stop:0:{STOPS[0] - 1}", 143)

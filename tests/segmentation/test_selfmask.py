@@ -276,6 +276,30 @@ def test_needs_that_do_not_fit_are_named() -> None:
         tiny().prepare(Pictures(4).batch(range(4)), np.arange(4))
 
 
+class Halves:
+    """A run that says that the left half of every picture is the object."""
+
+    name, capabilities = "halves", ("segment",)
+
+    def segment(self, images: Tensor) -> Tensor:
+        masks = torch.zeros_like(images[:, 0])
+        masks[..., : images.shape[-1] // 2] = 1.25  # more than a mask may be
+        return masks
+
+
+def test_the_masks_of_a_run_are_learned(tmp_path: Path) -> None:
+    config, images = replace(TINY, teacher="run", lr=5e-3, jitter=0.0), Pictures(32)
+    with pytest.raises(ValueError, match="needs masks"):
+        SelfMask(config, {"features": Brightness()})
+    with pytest.raises(ConfigError, match="does not segment"):
+        SelfMask(config, {"features": Brightness(), "masks": type("Blind", (), {"name": "blind", "capabilities": ()})()})
+    method = SelfMask(config, {"features": Brightness(), "masks": Halves()})
+    method.begin(images, tmp_path, lambda text: None)
+    assert method.pseudo is not None
+    assert method.pseudo.shape == (32, 32, 32) and (method.pseudo[..., :16] == 255).all() and not method.pseudo[..., 16:].any()
+    assert set(SelfMask.needs_of(config)) == {"features", "masks"} and set(SelfMask.needs_of(TINY)) == {"features"}
+
+
 def test_targets_are_cropped_like_pictures() -> None:
     method, images = tiny(jitter=0.0), Pictures(16)
     # Pseudo-masks at full size that are the truth: cropped brightness and cropped target must agree.

@@ -46,8 +46,9 @@ SETTLE_PICTURES = 1024
 class SelfMaskConfig(TrainConfig):
     """Settings of SelfMask."""
 
-    teacher: Literal["vote", "border"] = "vote"
-    """Where pseudo-masks come from: the vote over spectral clusters and TokenCut, or contrast to the picture's rim."""
+    teacher: Literal["vote", "border", "run"] = "vote"
+    """Where pseudo-masks come from: the vote over spectral clusters and TokenCut, contrast to the picture's rim, or the masks of a run
+    that segments (need `masks`), e.g. MOVE."""
     taus: tuple[float, ...] = (0.0, 0.2)
     """TokenCut's thresholds on the cosine between centred patches, for its candidate masks."""
     queries: int = 8
@@ -251,7 +252,7 @@ class SelfMask(Method):
 
     name = "selfmask"
     Config = SelfMaskConfig
-    needs = {"features": "simclr"}
+    needs = {"features": "simclr", "masks": "move"}
     capabilities = ("segment",)
     sizes = {
         "tiny": SelfMaskConfig(image_px=32, batch_size=16, steps=20, decoder_width=16, decoder_depth=1, queries=3),
@@ -282,6 +283,11 @@ class SelfMask(Method):
                 f"selfmask works at {config.image_px} px, its features were learned at {features.image_px} px.",
                 do=f"--set image_px={features.image_px}",
             )
+        if config.teacher == "run" and "segment" not in self.given["masks"].capabilities:
+            raise ConfigError(
+                f"{self.given['masks'].name} does not segment.", expected="teacher=run needs a run with the capability `segment`",
+                do="--need masks=RUN",
+            )  # fmt: skip
         encoder = copy.deepcopy(features.encoder()).train().requires_grad_(config.encoder_lr_frac > 0)
         self.net = MaskNet(
             encoder, config.decoder_width, config.queries, config.decoder_depth, config.encoder_lr_frac == 0
@@ -291,13 +297,20 @@ class SelfMask(Method):
         self.image_px = config.image_px
         self.pseudo: np.ndarray[Any, Any] | None = None
 
+    @classmethod
+    def needs_of(cls, config: Any) -> Mapping[str, str]:
+        """A run that gives masks is needed with `teacher=run` only."""
+        return {need: default for need, default in cls.needs.items() if need != "masks" or config.teacher == "run"}
+
     def begin(self, images: Any, run_dir: Path, say: Any) -> None:
         """Stage 1: vote the pseudo-masks of all pictures, once, into pseudo_masks.npy (N, h, w) uint8."""
         self.pseudo = pseudo_mask_file(run_dir / "pseudo_masks.npy", images, self.pseudo_masks, say)
 
     @torch.no_grad()
     def pseudo_masks(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] to (B, h, w) pseudo-masks of 0 and 1: on the patch grid (vote), or at half size (border)."""
+        """(B, 3, S, S) in [0, 1] to (B, h, w) pseudo-masks: 0 and 1 on the patch grid (vote) or at half size (border), else the run's."""
+        if self.config.teacher == "run":
+            return self.given["masks"].segment(images).clamp(0, 1)
         return teach(self.config, self.given["features"], images)
 
     def players(self) -> dict[str, Player]:
@@ -409,12 +422,13 @@ class SelfMask(Method):
         return images.clamp(0, 1)
 
     def evaluate(self, data: EvalData) -> dict[str, Score]:
-        """Mask scores; baselines: no learning, and on the untrained features TokenCut and the same pseudo-masks as here."""
+        """Mask scores; baselines: no learning, and on the untrained features TokenCut and the same teacher, or the given run."""
         untrained = self.given["features"].untrained(data.seed)
-        others: dict[str, Segments] = {
-            "untrained_cut": TokenCut(TokenCut.sizes["small"], {"features": untrained}),
-            "untrained_teacher": Teacher(self.config, untrained),
-        }
+        others: dict[str, Segments] = {"untrained_cut": TokenCut(TokenCut.sizes["small"], {"features": untrained})}
+        if self.config.teacher == "run":
+            others["teacher"] = self.given["masks"]
+        else:
+            others["untrained_teacher"] = Teacher(self.config, untrained)
         return segmentation_scores(self, data, others)
 
     def show(self, images: Tensor) -> dict[str, Picture]:
