@@ -15,8 +15,8 @@ from selftaught.control.habits import Habits
 from selftaught.control.planning import Budget, plan
 from selftaught.control.stepping import code_actions, pick, rollout
 from selftaught.core.errors import ConfigError, DataError, RunError
-from selftaught.data.clip_truth import open_clip_test
 from selftaught.data.clip_reader import Want
+from selftaught.data.clip_truth import open_clip_test
 from selftaught.measure.detections import add_mdr, colour_spots
 from selftaught.method import Controls
 from selftaught.worlds import arm, making, tennis

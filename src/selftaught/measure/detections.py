@@ -1,8 +1,8 @@
 """Where a figure of a known colour is, and what of it a generated clip keeps: ADD and MDR.
 
-Menapace et al., "Playable Video Generation" (CADDY), CVPR 2021: average detection distance, and missing detection rate. There a network finds
-people; here the largest spot of the figure's colour stands in for it, which is exact where nothing else has that colour, and needs no weights.
-Its own distance to what is true is measured beside, as the floor.
+Menapace et al., "Playable Video Generation" (CADDY), CVPR 2021: average detection distance, and missing detection rate. There a network
+finds people; here the largest spot of the figure's colour stands in for it, which is exact where nothing else has that colour, and needs no
+weights. Its own distance to what is true is measured beside, as the floor.
 """
 
 from __future__ import annotations

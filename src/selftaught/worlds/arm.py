@@ -1,10 +1,10 @@
 """The world `arm`: a planar arm of two links, seen from above, whose gripper pushes round things over a table; all is known.
 
-In place of the robot of BAIR (Ebert et al., 2017), which needs a download. Physics are quasi-static: what the gripper runs into moves along
-the normal of the contact, pushes what it runs into itself, and stops at the edge of the table, where it also stops the gripper. A clip is a pure
-function of (recipe, seed, index); `changed` does other actions, or puts another thing on the table, from the same first frame, and that is the
-exact counterfactual. Actions are the five ways of the gripper, each held for some steps; every second choice goes towards the nearest thing,
-else contacts are rare.
+In place of the robot of BAIR (Ebert et al., 2017), which needs a download. Physics are quasi-static: what the gripper runs into moves
+along the normal of the contact, pushes what it runs into itself, and stops at the edge of the table, where it also stops the gripper. A
+clip is a pure function of (recipe, seed, index); `changed` does other actions, or puts another thing on the table, from the same first
+frame, and that is the exact counterfactual. Actions are the five ways of the gripper, each held for some steps; every second choice goes
+towards the nearest thing, else contacts are rare.
 """
 
 from __future__ import annotations
@@ -205,7 +205,9 @@ def _choice(random: np.random.RandomState, recipe: ArmRecipe, bodies: Bodies) ->
     return int(random.randint(len(WAYS)))
 
 
-def changed(recipe: ArmRecipe, old: Script, *, moves: np.ndarray | None = None, spare: np.ndarray | None = None, frame: int = 0) -> Script:
+def changed(
+    recipe: ArmRecipe, old: Script, *, moves: np.ndarray | None = None, spare: np.ndarray | None = None, frame: int = 0
+) -> Script:
     """The clip from frame `frame` of an old script on, with other actions, and with the spare thing at (x, y): the counterfactual.
 
     The first entry of `moves` leads to nothing and is taken as 4 (stay). Raises ConfigError for actions that are not there and for places
@@ -219,8 +221,8 @@ def changed(recipe: ArmRecipe, old: Script, *, moves: np.ndarray | None = None, 
     if spare is not None:
         low, high = bounds(recipe, recipe.thing_px)
         place = np.asarray(spare, np.float64)
-        near = np.linalg.norm(place - old.gripper[frame]) < recipe.gripper_px + recipe.thing_px
-        if place.shape != (2,) or not ((place >= low) & (place <= high)).all() or near:
+        on_table = place.shape == (2,) and bool(((place >= low) & (place <= high)).all())
+        if not on_table or np.linalg.norm(place - old.gripper[frame]) < recipe.gripper_px + recipe.thing_px:
             raise ConfigError("The thing must lie on the table, beside the gripper.", expected=f"(x, y) from {low} to {high}")
         things[-1] = place
     bodies = Bodies(old.gripper[frame][None], things[None], np.zeros((1, len(things)), bool))

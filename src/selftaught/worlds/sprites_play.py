@@ -15,8 +15,8 @@ from torch import Tensor
 
 from selftaught.core.errors import RunError
 from selftaught.method import Act, ActionSpace
-from selftaught.worlds.world_play import WorldPlay
 from selftaught.worlds.w_sprites import GLOBALS, LOCALS, STAY, WALKS, WAYS, Recipe, Script, checked, render, room_of
+from selftaught.worlds.world_play import WorldPlay
 
 
 class SpriteState(NamedTuple):

@@ -1,10 +1,11 @@
 """The world `drawn-tennis`: a player, an opponent and a ball on a court seen from above and behind; drawn here, and all is known.
 
-It stands in for the tennis of the talk, whose videos have gone from the web, and for Atari's: ale-py, which runs that, is GPL-2.0-only, so this
-project does not depend on it. The player is the agent: it runs left, right, up, down, stays, or swings. The opponent and the ball have a life
-of their own, as in the videos: the opponent runs where the ball will come down and returns what it reaches; a ball that nobody returns lies for
-a moment, and the opponent serves again. Where a ball is sent is drawn beforehand (`Script.luck`), so a world that is branched has one future per
-sequence of actions, and `changed` is the exact counterfactual. The player's shirt has a colour that nothing else has (`PLAYER`).
+It stands in for the tennis of the talk, whose videos have gone from the web, and for Atari's: ale-py, which runs that, is GPL-2.0-only,
+so this project does not depend on it. The player is the agent: it runs left, right, up, down, stays, or swings. The opponent and the ball
+have a life of their own, as in the videos: the opponent runs where the ball will come down and returns what it reaches; a ball that
+nobody returns lies for a moment, and the opponent serves again. Where a ball is sent is drawn beforehand (`Script.luck`), so a world that
+is branched has one future per sequence of actions, and `changed` is the exact counterfactual. The player's shirt has a colour that
+nothing else has (`PLAYER`).
 """
 
 from __future__ import annotations
@@ -167,7 +168,8 @@ def _within(low: np.ndarray, high: np.ndarray, share: np.ndarray) -> np.ndarray:
 def ball_of(recipe: TennisRecipe, game: Rally) -> tuple[np.ndarray, np.ndarray]:
     """Where the ball's shadow is (B, 2), and how high it flies (B,), in pixels."""
     share = np.minimum(game.done, 1)
-    return game.came + (game.goes - game.came) * share[:, None], 0.6 * recipe.height * share * (1 - share) + 0.06 * recipe.height * (1 - share)
+    high = 0.6 * recipe.height * share * (1 - share) + 0.06 * recipe.height * (1 - share)
+    return game.came + (game.goes - game.came) * share[:, None], high
 
 
 def script(recipe: TennisRecipe, seed: int, index: int) -> Script:
@@ -236,9 +238,9 @@ def court_of(recipe: TennisRecipe, number: int) -> np.ndarray:
     canvas = Canvas(ground, 1)
     left, right, top, bottom, net = 0.06 * W, 0.94 * W, 0.20 * H, 0.975 * H, 0.5 * H
     thin = 0.006 * H
-    corners = [((left, top), (right, top)), ((left, bottom), (right, bottom)), ((left, top), (left, bottom)), ((right, top), (right, bottom)),
-               ((W / 2, 0.3 * H), (W / 2, 0.8 * H)), ((left, 0.3 * H), (right, 0.3 * H)), ((left, 0.8 * H), (right, 0.8 * H))]  # fmt: skip
-    for a, b in corners:
+    across = [((left, y), (right, y)) for y in (top, 0.3 * H, 0.8 * H, bottom)]
+    along = [((left, top), (left, bottom)), ((right, top), (right, bottom)), ((W / 2, 0.3 * H), (W / 2, 0.8 * H))]
+    for a, b in [*across, *along]:
         canvas.capsule(np.array([a]), np.array([b]), thin, tuple(0.35 * colour + 150))
     canvas.capsule(np.array([(left, net)]), np.array([(right, net)]), 0.015 * H, (38, 42, 46))
     canvas.capsule(np.array([(left, net - 0.03 * H)]), np.array([(right, net - 0.03 * H)]), thin, (236, 236, 236))
