@@ -1,4 +1,5 @@
-"""Ask a model that can be controlled the four questions on w-sprites, and write benchmarks/results/play.json.
+"""Ask a model that can be controlled the four questions on w-sprites, and write benchmarks/results/play.json (play_METHOD.json for
+others than lapo).
 
     selftaught data make w-sprites runs/w-sprites --clips 3000 --seed 0
     python benchmarks/lapo.py runs/w-sprites --runs runs/bench
@@ -6,7 +7,8 @@
 
 The world is redrawn with other actions, so every answer has an exact truth. Planning: the plan's actions, named by forty labelled steps,
 are done in the world; beside it the oracle (the same planner in the world itself), random actions, and the plan with names that were
-shuffled. Starts that are at the goal already are left out.
+shuffled. Starts that are at the goal already are left out. `shuffled actions` is the control of the other questions: every action is one
+that was parsed somewhere else.
 """
 
 from __future__ import annotations
@@ -74,6 +76,12 @@ class Asked:
         ways = np.array([pair[0] for pair in self.world.pairs])
         self.named_right = (ways[self.names.label(flat).numpy()] == ways[true]).astype(float)
 
+    def shuffled(self, actions: Actions) -> Actions:
+        """Actions (N, n) in the place of others: as usual as they were, and told by nothing."""
+        N, n = actions.codes.shape
+        order = torch.randperm(N * n, generator=torch.Generator().manual_seed(1))
+        return Actions(*(x.flatten(0, 1)[order].unflatten(0, (N, n)) for x in actions))
+
     def drawn(self, script: Any) -> Tensor:
         return torch.from_numpy(w_sprites.render(self.recipe, script).frames).permute(0, 3, 1, 2).float() / 255
 
@@ -119,7 +127,7 @@ class Asked:
     def transfer(self) -> dict[str, np.ndarray]:
         """PSNR at each step of a target doing what a source did, against the world redrawn so; beside copying and another source."""
         N = len(self.scripts)
-        out: dict[str, list[Tensor]] = {"model": [], "no action": [], "another source": []}
+        out: dict[str, list[Tensor]] = {"model": [], "no action": [], "another source": [], "shuffled actions": []}
         truths = []
         for i in range(N):
             source = self.scripts[(i + 1) % N]
@@ -133,6 +141,8 @@ class Asked:
             rows = (torch.arange(N) + step) % N
             done = Actions(codes.shifts[rows], torch.zeros_like(codes.ground_shifts), codes.codes[rows])
             out[name].append(rollout(self.model, first, done).frames[:, 1:9])
+            if name == "model":
+                out["shuffled actions"].append(rollout(self.model, first, self.shuffled(done)).frames[:, 1:9])
         out["no action"].append(self.clips[:, :1].expand(-1, 8, -1, -1, -1))
         return {name: psnr(x[0].numpy(), truth.numpy()).mean(1) for name, x in out.items()}
 
@@ -145,6 +155,7 @@ class Asked:
         other = Actions(*(x[rows] for x in mine))
         state = self.model.start(self.clips[:, 0])
         both, null = counterfactual(self.model, state, mine, other), counterfactual(self.model, state, mine, mine)
+        lost = counterfactual(self.model, state, self.shuffled(mine), self.shuffled(other))
         start = self.world.begin(range(N))
         F, G = (rollout(self.world, start, code_actions(self.true[r, :n])) for r in (torch.arange(N), rows))
 
@@ -153,17 +164,37 @@ class Asked:
 
             return np.asarray(of(masks[:, -1].numpy() > 0.5))
 
-        found, true = centres(both.other.masks) - centres(both.factual.masks), centres(G.masks) - centres(F.masks)
+        true = centres(G.masks) - centres(F.masks)
         size = np.linalg.norm(true, axis=1)
         moved = size > self.recipe.step_px / 2
-        cosine = (found * true).sum(1)[moved] / (np.linalg.norm(found, axis=1)[moved] * size[moved] + 1e-9)
-        error = [psnr(x.frames[:, 1:].numpy(), G.frames[:, 1:].numpy()).mean(1) for x in (both.other, both.factual)]
-        away = centre_error(both.other.masks[:, -1].numpy(), G.masks[:, -1].numpy())
-        return {
-            "contrast_db": error[0] - error[1], "effect_direction": (cosine > np.sqrt(0.5)).astype(float),
-            "effect_size": np.linalg.norm(found, axis=1)[moved] / size[moved], "centre_error_px": away,
-            "null_difference": np.array([float(null.difference.max())]),
-        }  # fmt: skip
+        scores: dict[str, np.ndarray] = {}
+        for told, name in ((both, ""), (lost, "shuffled actions ")):
+            found = np.nan_to_num(centres(told.other.masks) - centres(told.factual.masks))  # no agent has no effect
+            cosine = (found * true).sum(1)[moved] / (np.linalg.norm(found, axis=1)[moved] * size[moved] + 1e-9)
+            error = [psnr(x.frames[:, 1:].numpy(), G.frames[:, 1:].numpy()).mean(1) for x in (told.other, told.factual)]
+            scores |= {
+                f"{name}contrast_db": error[0] - error[1], f"{name}effect_direction": (cosine > np.sqrt(0.5)).astype(float),
+                f"{name}effect_size": np.linalg.norm(found, axis=1)[moved] / size[moved],
+                f"{name}centre_error_px": centre_error(told.other.masks[:, -1].numpy(), G.masks[:, -1].numpy()),
+            }  # fmt: skip
+        return scores | {"null_difference": np.array([float(null.difference.max())])}
+
+    def energy(self, steps: int = 8) -> np.ndarray:
+        """Of each clip, how the distance to a goal goes with the steps that are left to it (Spearman): 1 where less far is always nearer.
+
+        NaN for clips whose goal looks as the start does in the world.
+        """
+        from scipy.stats import spearmanr
+
+        found = []
+        for i, clip in enumerate(self.clips):
+            if bool(self.world.reached(self.world.begin([i]), self.world.begin([i], steps))):
+                found.append(float("nan"))
+                continue
+            goal = self.model.start(clip[steps : steps + 1])
+            away = self.model.distance(self.model.start(clip[:steps]), goal).numpy()
+            found.append(float(spearmanr(np.arange(steps, 0, -1), away).statistic))
+        return np.array(found)
 
     def prediction(self, count: int = 16) -> dict[str, Any]:
         """Best of several futures without being told anything, how they differ, and how well habits foretell what is done."""
@@ -197,7 +228,7 @@ def row(
     main: bool = False,
 ) -> dict[str, Any]:
     found = {
-        "method": "lapo",
+        "method": "",
         "data": "w-sprites",
         "score": score,
         "unit": unit,
@@ -212,7 +243,12 @@ def row(
 def rows_of(asked: list[Asked]) -> list[dict[str, Any]]:
     plans = [a.planning() for a in asked]
     moved, what, futures_ = [a.transfer() for a in asked], [a.whatif() for a in asked], [a.prediction() for a in asked]
-    rows = []
+    energies = [a.energy() for a in asked]
+    known = [e[np.isfinite(e)] for e in energies]
+    note = "of a clip's frames: distance to the one eight steps on, against the steps left"
+    rows = [
+        row("energy_order", "Spearman", [float(e.mean()) for e in known], len(known[0]), bootstrap_ci(np.concatenate(known)), {}, note)
+    ]
     for at, name in ((0, "plan_position"), (1, "plan_pose")):
         mine = [p["rates"]["model"][:, at] for p in plans]
         beside = {
@@ -251,7 +287,10 @@ def rows_of(asked: list[Asked]) -> list[dict[str, Any]]:
         )
     )
     gains = [m["model"] - m["no action"] for m in moved]
-    other = float(np.mean([m["another source"].mean() - m["no action"].mean() for m in moved]))
+    other = {
+        k: float(np.mean([m[k].mean() - m["no action"].mean() for m in moved]))
+        for k in ("another source", "shuffled actions")
+    }
     interval = bootstrap_ci(np.concatenate(gains))
     rows.append(
         row(
@@ -260,7 +299,7 @@ def rows_of(asked: list[Asked]) -> list[dict[str, Any]]:
             [float(g.mean()) for g in gains],
             len(gains[0]),
             interval,
-            {"another source": other},
+            other,
             main=True,
         )
     )
@@ -271,8 +310,9 @@ def rows_of(asked: list[Asked]) -> list[dict[str, Any]]:
         ("centre_error_px", "px"),
     ):
         values = [w[key][np.isfinite(w[key])] for w in what]
+        lost = {"shuffled actions": float(np.mean([np.nanmean(w[f"shuffled actions {key}"]) for w in what]))}
         rows.append(
-            row(key, unit, [float(v.mean()) for v in values], len(values[0]), bootstrap_ci(np.concatenate(values)), {})
+            row(key, unit, [float(v.mean()) for v in values], len(values[0]), bootstrap_ci(np.concatenate(values)), lost)
         )
     rows.append(
         row(
@@ -323,13 +363,15 @@ def main() -> None:
     a = parser.parse_args()
     begin = time.monotonic()
     with torch.no_grad():
-        rows = rows_of([Asked(a.data, run, a.clips) for run in a.runs])
+        asked = [Asked(a.data, run, a.clips) for run in a.runs]
+        method = asked[0].run.method.name
+        rows = [{**r, "method": method} for r in rows_of(asked)]
     result = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), shared with other work",
         "versions": {"selftaught": selftaught.__version__, "torch": torch.__version__},
         "seconds": time.monotonic() - begin, "seeds": list(range(len(a.runs))), "rows": rows,
     }  # fmt: skip
-    write_json(RESULTS / "play.json", result)
+    write_json(RESULTS / ("play.json" if method == "lapo" else f"play_{method}.json"), result)
     for one in rows:
         print(
             f"{one['score']}: {', '.join(f'{v:.3f}' for v in one['values'])} {one.get('ci95', '')}; {one['baselines']}",

@@ -16,6 +16,7 @@ from PIL import Image
 
 from selftaught import cli, load
 from selftaught.control.planning import Budget
+from selftaught.control.whatif import counterfactual
 from selftaught.core.errors import ConfigError, DataError
 from selftaught.data.clip_reader import have_av
 from selftaught.playing import SHIPPED, Playable
@@ -196,6 +197,31 @@ def test_habits_are_counted_on_the_run_s_own_clips(runs: Any) -> None:
     assert torch.allclose(Playable(run_).habits.bigram, playable.habits.bigram), "what was written is read"
     with pytest.raises(DataError):
         playable.clip(np.zeros((1, 32, 32, 3), np.uint8))
+
+
+def test_glass_has_the_same_verbs(runs: Any, tmp_path: Path) -> None:
+    """Of a model with shifts and codes: the same verbs, the same kinds of answers, the same nothing of a null intervention."""
+    playable = Playable(runs.straight / "glass")
+    clip = torch.rand(5, 3, playable.height, playable.width, generator=torch.Generator().manual_seed(0))
+    n = len(playable.keys)
+    parsed = playable.parse(clip, synthesis=True).report
+    assert parsed["method"] == "glass" and len(parsed["keys"]) == 4 and max(parsed["keys"]) < n
+    last = n - 1
+    assert playable.rollout(clip, [0, last]).report["keys"] == [0, last]
+    assert playable.rollout(clip, steps=3, count=2).films["futures"].shape[:2] == (2, 4)
+    for how in ("cem", "beam"):
+        plan = playable.plan(clip, clip[2:], how, Budget(sequences=4, horizon=2, rounds=2, elites=2)).report  # type: ignore[arg-type]
+        assert plan["distances"][-1] == min(plan["distances"]) and len(plan["keys"]) == len(plan["distances"]) - 1
+    told = playable.transfer(clip, clip[1:])
+    assert told.report["keys"] == parsed["keys"] and told.films["result"].shape == (1, 5, 3, playable.height, playable.width)
+    other = playable.whatif(clip, [last], at=1)
+    assert other.report["difference"][:2] == [0.0, 0.0]
+    parsed_keys = other.report["factual"]
+    null = counterfactual(playable.model, playable.model.start(clip[None, 0]), *2 * [playable.keys.actions(torch.tensor([parsed_keys]))])
+    assert float(null.difference.max()) == 0
+    assert {p.name for p in other.write(tmp_path)} >= {"report.json", "whatif.gif"}
+    later = playable.model.start(clip[None])  # a clip that was seen, not a picture alone
+    assert torch.equal(playable.model.render(later), clip[None, -1])
 
 
 @pytest.mark.parametrize("verb", ["parse", "rollout", "plan", "transfer", "whatif", "play"])

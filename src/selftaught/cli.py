@@ -289,8 +289,8 @@ def data(
 
     Args:
         action: check, or make.
-        source: Folder, list file, tar shards, .npz, video or sample:things; for make a world: w-sprites, flare, heads, cars,
-        chairs, meshes.
+        source: Folder, list file, tar shards, .npz, video or sample:things; for make a world: w-sprites, flare, arm,
+        drawn-tennis, heads, cars, chairs, meshes.
         folder: make: new folder to write to.
         json: check: also write the report to this file.
         kind: check: pictures or clips; auto takes a folder with videos in it as clips.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from selftaught.control.lapo import LAPO, LAPOConfig, weighted_error
-from selftaught.control.lapo_nets import from_around
+from selftaught.control.lapo_nets import UNet, from_around, grown
 from selftaught.measure.actions import grouping
 from selftaught.method import Actions, Plays, Progress
 from selftaught.nets.video_blocks import from_px, shift_layer
@@ -67,6 +67,22 @@ def test_displacements_move_the_frame_as_a_slow_loop_does() -> None:
         for dx in range(-3, 4):
             want += k[:, dy + 3, dx + 3][:, None, None, None] * padded[:, :, 3 - dy : 35 - dy, 3 - dx : 35 - dx]
     assert torch.allclose(model.moved(frame, code), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("reach", [1, 2, 4])
+def test_growing_is_max_pooling(reach: int) -> None:
+    x = torch.rand(2, 3, 9, 14)
+    assert torch.equal(grown(x, reach), torch.nn.functional.max_pool2d(x, 2 * reach + 1, 1, reach))
+
+
+@pytest.mark.parametrize("code", [0, 4])
+def test_pixels_need_not_be_folded_to_be_embedded(code: int) -> None:
+    net = UNet(3, 8, 1, code, 4, "group")
+    x, told = torch.rand(2, 3, 16, 32), torch.randn(2, 4)
+    folded = torch.nn.functional.pixel_unshuffle(x, 4)
+    if code:
+        folded = torch.cat([folded, net.to_input(told)[..., None, None].expand(-1, -1, 4, 8)], 1)
+    assert torch.allclose(net.embedded(x, told if code else None), net.embed(folded), atol=1e-5)
 
 
 def test_a_displacement_has_the_sign_of_all_shifts() -> None:

@@ -200,7 +200,9 @@ def test_who_sends_too_fast_is_told_so(client: TestClient, monkeypatch: pytest.M
     with ws(client, "session-fast") as socket_:
         for _ in range(int(BURST)):
             ask(socket_, id=1, do="undo")
-        assert ask(socket_, id=1, do="undo")["error"] == "Too many messages."
+        told = ask(socket_, id=77, do="undo")
+        assert told == {"id": 77, "error": "Too many messages."}, "whoever waits for number 77 is told"
+        assert serving.number_of("[1") is None and serving.number_of("[]") is None and serving.number_of("9" * 2000) is None
 
 
 def test_overtaken_requests_are_not_computed() -> None:

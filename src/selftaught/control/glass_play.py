@@ -96,7 +96,7 @@ class GLASSControls:
             state = model.lma.state(shown[:, :3])
             memory = memory or model.lma.dynamics.start(len(x), (state.shape[2], state.shape[3]))
             if actions is not None and t < clips.shape[1] - 1:
-                vector = model.lma.quantiser.look_up(actions.codes[:, t])
+                vector = model.lma.codes.look_up(actions.codes[:, t])
                 _, memory = model.step(state, shown, actions.shifts[:, t], vector, memory)
         background = model.gma.inpaint(x[:, -1], F.max_pool2d(m, 3, 1, 1))
         return GLASSState(shown, background, torch.zeros(len(x), 2), memory, clips[:, -1])
@@ -104,7 +104,7 @@ class GLASSControls:
     @torch.no_grad()
     def step(self, state: GLASSState, act: Act) -> GLASSState:
         model = self.model
-        vector = model.lma.quantiser.look_up(act.codes)
+        vector = model.lma.codes.look_up(act.codes)
         drawn, memory = model.step(model.lma.state(state.shown[:, :3]), state.shown, act.shifts, vector, state.memory)
         ground = state.ground + act.ground
         frame = drawn.scales[0] + (1 - drawn.mask) * shift_layer(state.background, ground, "border", "nearest")

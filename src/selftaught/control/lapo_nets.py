@@ -72,10 +72,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, code: Tensor | None = None) -> Tensor:
         """(N, a, H, W) and (N, code) to (N, b, H, W)."""
-        x = F.pixel_unshuffle(x, self.fold)
-        if code is not None:
-            x = torch.cat([x, _tile(self.to_input(code), x)], 1)
-        one = self.stem(self.embed(x))
+        one = self.stem(self.embedded(x, code))
         two = self.down1(one)
         y = self.down2(two)
         if code is not None:
@@ -84,6 +81,15 @@ class UNet(nn.Module):
         y = self.mix2(torch.cat([self.up2(y, two.shape[2:]), two], 1))
         y = self.mix1(torch.cat([self.up1(y, one.shape[2:]), one], 1))
         return F.pixel_shuffle(self.out(y), self.fold).float()
+
+    def embedded(self, x: Tensor, code: Tensor | None) -> Tensor:
+        """The embedding of folded pixels with the code beside them; without either being laid out, where it is a 1x1 convolution."""
+        if self.fold == 1:
+            return torch.as_tensor(self.embed(x if code is None else torch.cat([x, _tile(self.to_input(code), x)], 1)))
+        # A 1x1 convolution of folded pixels is a convolution whose window and stride are the fold, one of a constant is a bias.
+        weight, pixels = self.embed.weight, x.shape[1] * self.fold**2
+        y = F.conv2d(x, weight[:, :pixels].view(-1, x.shape[1], self.fold, self.fold), self.embed.bias, self.fold)
+        return y if code is None else y + F.linear(self.to_input(code), weight[:, pixels:, 0, 0])[..., None, None]
 
     def begin_with(self, *biases: float) -> None:
         """Biases of the first channels of the answer; all others begin at 0."""
@@ -98,6 +104,19 @@ class Drawn(NamedTuple):
 
     frame: Tensor
     mask: Tensor
+
+
+def grown(x: Tensor, reach: int) -> Tensor:
+    """The largest value within `reach` pixels of each, of (N, C, H, W) that are at least 0: F.max_pool2d(x, 2 reach + 1, 1, reach)."""
+    if x.requires_grad:
+        return F.max_pool2d(x, 2 * reach + 1, 1, reach)  # where values are equal, the first gets the gradient
+    for dim in (3, 2):
+        x, width = F.pad(x, (reach, reach, 0, 0) if dim == 3 else (0, 0, reach, reach)), 1
+        while width < 2 * reach + 1:
+            step = min(width, 2 * reach + 1 - width)
+            rest = x.shape[dim] - step
+            x, width = torch.maximum(x.narrow(dim, 0, rest), x.narrow(dim, step, rest)), width + step
+    return x
 
 
 def from_around(x: Tensor, seen: Tensor) -> Tensor:
@@ -149,13 +168,13 @@ class ForwardModel(nn.Module):
             return Drawn(y, y.new_zeros(len(y), 1, *y.shape[2:]))
         a = torch.sigmoid(self.actor(torch.cat([now - 0.5, mask], 1)))
         # A network that learned to fill holes in some hundred steps left a shade wherever the agent had stood.
-        hole = F.max_pool2d(a, 3, 1, 1)
+        hole = grown(a, 1)
         steady = shift_layer(torch.cat([now, hole, from_around(now, 1 - hole)], 1), ground, "border", "nearest")
         moved = self.moved(torch.cat([a * now, a], 1), code)
         put, hole = moved[:, 3:], steady[:, 3:4]
         y = moved[:, :3] + (1 - put) * ((1 - hole) * steady[:, :3] + hole * steady[:, 4:])
         # Of the frame before only the surroundings of what acts: how the ground moves is no sign of what it does.
-        near = F.max_pool2d(a, 9, 1, 4)
+        near = grown(a, 4)
         drawn = self.net(torch.cat([y - 0.5, put, near * (before - 0.5)], 1), code)
         g = torch.sigmoid(drawn[:, :1])
         return Drawn(((1 - g) * y + g * torch.sigmoid(drawn[:, 1:])).clamp(0, 1), put)
@@ -170,11 +189,11 @@ class ForwardModel(nn.Module):
         """A layer (N, C, H, W) in [0, 1] under the action's displacements, out(p) = sum_d k(d) layer(p - d); nothing comes from outside."""
         R, (H, W) = self.reach, layer.shape[2:]
         k = self.displacements(code)
-        x = F.pad(layer.float(), (R, R, R, R))
-        size = (H + 2 * R, W + 2 * R)
+        size = (H + R, W + R)  # what goes round comes back outside of the frame
+        x = F.pad(layer.float(), (0, R, 0, R))
         canvas = torch.roll(F.pad(k, (0, size[1] - k.shape[2], 0, size[0] - k.shape[1])), (-R, -R), (1, 2))
         product = torch.fft.rfft2(x) * torch.fft.rfft2(canvas)[:, None]
-        return torch.fft.irfft2(product, s=size)[:, :, R : R + H, R : R + W].clamp(0, 1)
+        return torch.fft.irfft2(product, s=size)[:, :, :H, :W].clamp(0, 1)
 
 
 def _tile(vector: Tensor, like: Tensor) -> Tensor:

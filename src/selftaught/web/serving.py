@@ -39,6 +39,7 @@ OVERTAKE = ("act", "effects")
 """Requests of which only the newest matters: held keys come faster than they are drawn on a slow machine."""
 MAX_WAITING = 8
 FILM_FPS = 8
+FILM_ZOOM = 4
 _SESSION = re.compile(r"[A-Za-z0-9_-]{8,64}")
 PAGE = Path(__file__).resolve().parent / "page.html"
 
@@ -115,11 +116,8 @@ def answer_text(session: Callable[[], Session], request: dict[str, Any]) -> str:
         return json.dumps({"id": safe_id(request.get("id")), **told}, allow_nan=False)
     except SelftaughtError as error:
         text = str(error)
-    except (
-        ArithmeticError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # a model whose numbers are not finite must not end the server
+    # A model whose numbers are not finite must not end the server, and an answer must come: nothing else waits for one that does not.
+    except (ArithmeticError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
         text = f"The model could not answer: {error}"
     return json.dumps({"id": safe_id(request.get("id")), "error": text})
 
@@ -130,6 +128,15 @@ def parsed_message(text: str) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def number_of(text: str) -> Any:
+    """The number of a request that is refused unread, so that whoever waits for it is told; None for what is long or no request."""
+    try:
+        request = parsed_message(text) if len(text) < 1000 else None
+    except ValueError:
+        return None
+    return request.get("id") if isinstance(request, dict) else None
 
 
 class Connection:
@@ -153,7 +160,7 @@ class Connection:
                     await self.say(error=f"A message of {len(text)} characters, the limit is {MAX_MESSAGE}.")
                     return await self.socket.close(1009)
                 if not self.allowance.take():
-                    await self.say(error="Too many messages.")
+                    await self.say(number_of(text), error="Too many messages.")
                     await asyncio.sleep(0.1)
                     continue
                 await self.take(text)
@@ -275,8 +282,9 @@ def film_bytes(frames: list[np.ndarray]) -> tuple[bytes, str]:
     height, width = (max(f.shape[i] for f in frames) for i in (0, 1))
     # A scene with the world beside is wider than a picture of one's own.
     padded = [np.pad(f, ((0, height - f.shape[0]), (0, width - f.shape[1]), (0, 0))) for f in frames]
+    large = np.stack(padded).repeat(FILM_ZOOM, 1).repeat(FILM_ZOOM, 2)
     with TemporaryDirectory() as folder:
-        return write_film(Path(folder) / f"film{suffix}", np.stack(padded), FILM_FPS).read_bytes(), suffix
+        return write_film(Path(folder) / f"film{suffix}", large, FILM_FPS).read_bytes(), suffix
 
 
 def listening(port: int) -> socket.socket:

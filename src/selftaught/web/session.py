@@ -186,6 +186,7 @@ class Session:
             "plan": keys,
             "distances": [round(x, 5) for x in found.distances.tolist()],
             "plan_ms": round(1000 * found.seconds),
+            "tried": found.evaluations,
         }
 
     def record(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +210,8 @@ class Session:
         if moment.world is not None:
             parts.append(self.stage.world.render(moment.world)[0])
         frame = torch.cat(parts, 2).clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        self.recording.append(frame.repeat(4, 0).repeat(4, 1))
+        # As small as it is: sixteen sessions of 600 frames that are large enough to look at would be gigabytes.
+        self.recording.append(frame)
 
 
 def whole(request: dict[str, Any], name: str, below: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 WORLDS = {
     "w-sprites": "walking puppets drawn here: 9 local and 5 global actions on moving grounds",
     "flare": "the same with the avatars of the Debian package flare-game, when it is installed",
+    "arm": "an arm that pushes things over a table, with contacts, drawn here",
+    "drawn-tennis": "a player, an opponent and a ball, drawn here; not Atari's game, whose emulator is GPL",
 }
 
 OBJECT_WORLDS = {

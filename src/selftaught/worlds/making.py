@@ -7,6 +7,7 @@ clips are lossless `.npy` arrays.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from selftaught.core.atomic import replacing
 from selftaught.core.config import from_json, override, read_json, to_json, write_json
 from selftaught.core.errors import DataError, suggest
 from selftaught.worlds import OBJECT_WORLDS, WORLDS
-from selftaught.worlds.w_sprites import GLOBALS, LOCALS, SIZES, Recipe, Script, checked, part_of, render, script
+from selftaught.worlds.w_sprites import part_of
 
 FPS = 8
 MAX_CLIPS = 1_000_000
@@ -30,20 +31,32 @@ MAX_CLIPS = 1_000_000
 class Made:
     """What is known of a folder that `make` wrote: `scripts` are the clips, in the order of `keys`."""
 
-    recipe: Recipe
+    recipe: Any
+    """The `Recipe` of the world's module."""
     seed: int
     container: str
     keys: list[str]
-    scripts: list[Script]
+    scripts: list[Any]
+    """Each a `Script` of the world's module."""
+    world: str = "w-sprites"
 
 
-def recipe_of(world: str, size: str = "small", assignments: Iterable[str] = ()) -> Recipe:
-    """Return the recipe of a world and size with `FIELD=VALUE` changes; raises DataError or ConfigError."""
+def module_of(world: str) -> Any:
+    """The module of a world: Recipe, SIZES, checked, script, render, truth, ABOUT; raises DataError for one that does not exist."""
     if world not in WORLDS:
         known = [*WORLDS, *OBJECT_WORLDS]
         raise DataError(f"There is no world '{world}'.{suggest(world, known)}", expected="one of " + ", ".join(known))
-    recipe = dataclasses.replace(SIZES[size], sprites="flare" if world == "flare" else "puppets")
-    return checked(override(recipe, assignments))
+    names = {"arm": "arm", "drawn-tennis": "tennis"}
+    return importlib.import_module(f"selftaught.worlds.{names.get(world, 'w_sprites')}")
+
+
+def recipe_of(world: str, size: str = "small", assignments: Iterable[str] = ()) -> Any:
+    """Return the recipe of a world and size with `FIELD=VALUE` changes; raises DataError or ConfigError."""
+    module = module_of(world)
+    recipe = module.SIZES[size]
+    if world == "flare":
+        recipe = dataclasses.replace(recipe, sprites="flare")
+    return module.checked(override(recipe, assignments))
 
 
 def make(
@@ -60,10 +73,10 @@ def make(
     Returns the kind of the files, mp4 or npy. The folder is finished when `world.json` is there. Raises DataError for a
     folder that holds something else, for a world that does not exist, and when the package with its figures is missing.
     """
-    recipe, folder = recipe_of(world, size, assignments), Path(folder)
+    recipe, folder, module = recipe_of(world, size, assignments), Path(folder), module_of(world)
     if not 1 <= clips <= MAX_CLIPS:
         raise DataError(f"{clips} clips cannot be made.", expected=f"1 to {MAX_CLIPS:,}")
-    if recipe.sprites == "flare":
+    if getattr(recipe, "sprites", "") == "flare":
         from selftaught.worlds.flare import find
 
         find()
@@ -71,19 +84,21 @@ def make(
         raise DataError(f"{folder} is not empty.", do="give the name of a new folder")
     container = "mp4" if importlib.util.find_spec("av") else "npy"
     masks = np.zeros((clips, recipe.frames, recipe.height, -(-recipe.width // 8)), np.uint8)
-    scripts = []
+    scripts, extra = [], []
     for i in range(clips):
-        one = script(recipe, seed, i)
-        clip = render(recipe, one)
+        one = module.script(recipe, seed, i)
+        clip = module.render(recipe, one)
         with replacing(folder / f"{key_of(i)}.{container}", durable=False) as path:
             write_mp4(path, clip.frames) if container == "mp4" else np.save(path, clip.frames)
         masks[i] = np.packbits(clip.masks > 127, axis=-1)
         scripts.append(one)
+        extra.append(clip.extra)
         if report is not None and ((i + 1) % 32 == 0 or i + 1 == clips):
             report(i + 1, clips)
-    _write_truth(folder / "truth.npz", recipe, scripts, masks)
+    drawn = {name: np.stack([e[name] for e in extra]) for name in extra[0]}
+    _write_truth(folder / "truth.npz", recipe, scripts, masks, {**module.truth(recipe, scripts), **drawn})
     told = {"world": world, "recipe": to_json(recipe), "seed": seed, "clips": clips, "container": container}
-    write_json(folder / "world.json", {**told, "globals": list(GLOBALS), "locals": list(LOCALS)})
+    write_json(folder / "world.json", {**told, **module.ABOUT})
     return container
 
 
@@ -100,18 +115,20 @@ def load(folder: str | Path) -> Made:
     folder = Path(folder)
     told = read_json(folder / "world.json")
     try:
-        recipe = checked(from_json(Recipe, told["recipe"]))
+        world = str(told.get("world", "w-sprites"))
+        module = module_of(world)
+        recipe = module.checked(from_json(module.Recipe, told["recipe"]))
         seed, clips, container = int(told["seed"]), int(told["clips"]), str(told["container"])
         if not 1 <= clips <= MAX_CLIPS:
             raise ValueError(f"{clips} clips")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder / 'world.json'} is no description of a world ({error}).") from error
-    if recipe.version != Recipe.version:
+    if recipe.version != module.Recipe.version:
         raise DataError(
-            f"{folder} was made by version {recipe.version} of the world, this one is {Recipe.version}.", do="make it again"
+            f"{folder} was made by version {recipe.version} of the world, this one is {module.Recipe.version}.", do="make it again"
         )
-    scripts = [script(recipe, seed, i) for i in range(clips)]
-    return Made(recipe, seed, container, [key_of(i) for i in range(clips)], scripts)
+    scripts = [module.script(recipe, seed, i) for i in range(clips)]
+    return Made(recipe, seed, container, [key_of(i) for i in range(clips)], scripts, world)
 
 
 def write_mp4(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
@@ -133,19 +150,15 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
             file.mux(packet)
 
 
-def _write_truth(path: Path, recipe: Recipe, scripts: list[Script], masks: np.ndarray) -> None:
+def _write_truth(path: Path, recipe: Any, scripts: list[Any], masks: np.ndarray, more: dict[str, np.ndarray]) -> None:
     """Write arrays that need nothing of this library to be read: numpy.load, and numpy.unpackbits for the masks."""
     arrays = {
         "key": np.array([key_of(i) for i in range(len(scripts))]),
         "identity": np.array([one.identity for one in scripts], np.int32),
         "ground": np.array([json.dumps(one.ground) for one in scripts]),
         "moves": np.stack([one.moves for one in scripts]).astype(np.uint8),
-        "locals": np.stack([one.locals for one in scripts]).astype(np.uint8),
-        "phases": np.stack([one.phases for one in scripts]).astype(np.uint8),
-        "positions": np.stack([one.positions for one in scripts]).astype(np.int16),
-        "windows": np.stack([one.windows for one in scripts]).astype(np.int16),
-        "shifts_px": np.stack([one.shifts_px for one in scripts]).astype(np.int16),
-        "ground_shifts_px": np.stack([one.ground_shifts_px for one in scripts]).astype(np.int16),
+        "ground_shifts_px": np.zeros((len(scripts), recipe.frames - 1, 2), np.int16),  # unless the world's ground moves
+        **more,
         "mask_bits": masks,
         "mask_width": np.array(recipe.width, np.int32),
     }

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from selftaught.core.errors import RunError
-from selftaught.method import Act, ActionSpace, Parsed
+from selftaught.method import Act, ActionSpace
 from selftaught.worlds.w_sprites import GLOBALS, LOCALS, STAY, WALKS, WAYS, Recipe, Script, checked, render, room_of
+from selftaught.worlds.world_play import WorldPlay
 
 
 class SpriteState(NamedTuple):
@@ -33,7 +34,7 @@ class SpriteState(NamedTuple):
     """(B, 2) of the ground."""
 
 
-class SpritesPlay:
+class SpritesPlay(WorldPlay):
     """Steps the world; codes are true actions, `pairs` of a way and a local action."""
 
     def __init__(self, recipe: Recipe, scripts: Sequence[Script]) -> None:
@@ -70,12 +71,6 @@ class SpritesPlay:
         one = torch.tensor([[*s.positions[frame], s.locals[frame], s.phases[frame], *s.windows[frame]] for s in chosen])
         return SpriteState(torch.tensor(list(bases)), one[:, :2], one[:, 2], one[:, 3], one[:, 4:])
 
-    def parse(self, clips: Tensor) -> Parsed:
-        raise RunError("The world does not read its actions from pixels.", do="Take them from its script.")
-
-    def start(self, frames: Tensor) -> SpriteState:
-        raise RunError("The world does not start from pixels.", do="`begin` starts from a script.")
-
     def step(self, state: SpriteState, act: Act) -> SpriteState:
         r = self.recipe
         pairs = torch.tensor(self.pairs)[act.codes]
@@ -97,12 +92,6 @@ class SpritesPlay:
             frames.append(clip.frames[0])
             masks.append(clip.masks[0])
         return np.stack(frames), np.stack(masks)
-
-    def render(self, state: SpriteState) -> Tensor:
-        return torch.from_numpy(self._draw(state)[0]).permute(0, 3, 1, 2).float() / 255
-
-    def masks(self, state: SpriteState) -> Tensor:
-        return torch.from_numpy(self._draw(state)[1]).float() / 255
 
     def distance(self, state: SpriteState, goal: SpriteState) -> Tensor:
         """Steps between the places, and half a step where something else is done."""

@@ -9,7 +9,8 @@ every size, alpha edges, ground windows that are cut and not resized, so that ev
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from selftaught.worlds.grounds import KINDS, ground_of
 
 GLOBALS = ("left", "right", "up", "down", "stay")
 LOCALS = tuple(f"{action} {facing}" for action in ("walk", "cast", "slash") for facing in ("front", "left", "right"))
+ABOUT = {"globals": list(GLOBALS), "locals": list(LOCALS)}
 STAY = 4
 WAYS = np.array([(-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)], np.int64)
 WALKS = (1, 2, 0, 0)
@@ -111,6 +113,8 @@ class Clip:
 
     frames: np.ndarray
     masks: np.ndarray
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+    """What else is true of its pixels, for `truth.npz`."""
 
 
 def checked(recipe: Recipe) -> Recipe:
@@ -204,6 +208,18 @@ def _paste(recipe: Recipe, one: Script, frames: np.ndarray) -> np.ndarray:
         under[:] = tiles[t, ..., :3] + ((under * clear[t] + 127) // 255).astype(np.uint8)
         masks[t, y : y + px, x : x + px] = tiles[t, ..., 3]
     return masks
+
+
+def truth(recipe: Recipe, scripts: list[Script]) -> dict[str, Any]:
+    """Arrays of `truth.npz` beside those that every world has."""
+    return {
+        "locals": np.stack([one.locals for one in scripts]).astype(np.uint8),
+        "phases": np.stack([one.phases for one in scripts]).astype(np.uint8),
+        "positions": np.stack([one.positions for one in scripts]).astype(np.int16),
+        "windows": np.stack([one.windows for one in scripts]).astype(np.int16),
+        "shifts_px": np.stack([one.shifts_px for one in scripts]).astype(np.int16),
+        "ground_shifts_px": np.stack([one.ground_shifts_px for one in scripts]).astype(np.int16),
+    }
 
 
 def tiles_of(sprites: str, identity: int, px: int) -> np.ndarray:
