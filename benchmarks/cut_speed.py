@@ -33,14 +33,18 @@ TAU, EPS = 0.2, 1e-5
 
 
 def scene(side: int, seed: int, width: int = 384, parts: int = 8) -> Tensor:
-    """Features (1, D, side, side) of smooth segments around common and own directions, with noise."""
+    """Features (1, D, side, side) of smooth segments around common and own directions, with noise.
+
+    The D of a patch lie together in memory, as the keys of a ViT do.
+    """
     generator = torch.Generator().manual_seed(seed)
     low = torch.randn(1, parts, 5, 5, generator=generator)
     smooth = F.interpolate(low, (side, side), mode="bicubic", align_corners=True)
     share = torch.softmax(6 * smooth, 1)[0].flatten(1)
     centres = torch.randn(parts, width, generator=generator) + 0.5 * torch.randn(1, width, generator=generator)
     noise = torch.randn(width, side * side, generator=generator)
-    return (centres.T @ share + noise).view(1, width, side, side)
+    made = (centres.T @ share + noise).view(1, width, side, side)
+    return made.contiguous(memory_format=torch.channels_last)
 
 
 def official_solve(graph: np.ndarray) -> np.ndarray:

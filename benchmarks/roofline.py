@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from measuring import seconds, use_cpu_time, write
 from selftaught.nets import compiled, positive_products
 from speed_choices import heavy_calls
-from speed_cuts import NAMES, pair
+from speed_cuts import NAMES, PICTURES, pair
 
 WIDTH = 384
 SMALL_BYTES, LARGE_BYTES = 8 * 2**20, 256 * 2**20
@@ -55,8 +55,8 @@ def work(name: str, side: int, call: Any) -> dict[str, float]:
         height = positive_products.block_rows(n)
         pairs = sum(min(height, n - top) * (n - top) for top in range(0, n, height))
         flops = 2.0 * pairs * WIDTH
-        if one:  # features in, rows out and in, their halves out and in, products out and in
-            return {"fp32": 0.0, "bf16": flops, "bytes": features * 4 + 4.0 * pairs, "largest": features}
+        if one:  # features in twice, their halves out and in, products out and in
+            return {"fp32": 0.0, "bf16": flops, "bytes": features * 3 + 4.0 * pairs, "largest": features}
         # Features in, rows out and in, unit rows out and in; the halves (h, l, h, h) out and in.
         moved = features * 5 + (2 * 8.0 * n * WIDTH if bf16 else 0)
         return {"fp32": 0.0 if bf16 else flops, "bf16": 3 * flops if bf16 else 0.0, "bytes": moved, "largest": 8.0 * n * WIDTH}
@@ -73,11 +73,12 @@ def row(name: str, side: int, peak: dict[str, float], rounds: int) -> dict[str, 
     """The share of the floor that a cut reaches, with what the floor is made of."""
     ours, theirs, agree = pair(name, side, 0)
     assert agree(ours(), theirs()), f"{name}, side {side}: the answers differ"
-    official = min(seconds(theirs) for _ in range(rounds if side < 40 else 1))
+    count = PICTURES.get(name, 1)
+    official = min(seconds(theirs) for _ in range(rounds if side < 40 else 1)) / count
     needed = work(name, side, ours)
     products = needed["fp32"] / peak["fp32"] + needed["bf16"] / peak["bf16"]
     memory = needed["bytes"] / peak["small" if needed["largest"] < 2 * SMALL_BYTES else "large"]
-    spent = min(seconds(ours) for _ in range(3 * rounds))
+    spent = min(seconds(ours) for _ in range(3 * rounds)) / count
     floor = products + memory
     return {
         "method": name, "data": f"{8 * side} px" if name == "bilateral solver" else f"{side * side:,} patches",

@@ -69,6 +69,16 @@ def test_lost_gives_the_same_masks(k: int, shape: tuple[int, ...], monkeypatch: 
     assert small is None, "too few products"
 
 
+def test_features_whose_patches_lie_together_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = made(30 * 20, 24).T.reshape(1, 24, 30, 20)
+    together = keys.contiguous(memory_format=torch.channels_last)
+    assert pp.unit_halves(together[0].flatten(1)).rows.ctypes.data == together.data_ptr()
+    monkeypatch.setattr(lost, "_COMPILED_PRODUCTS", 0)
+    monkeypatch.setattr(lost, "tiles_bf16", lambda: True)
+    first, second = lost.lost_masks(keys), lost.lost_masks(together)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 def test_odd_features_are_left_to_the_plain_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lost, "_COMPILED_PRODUCTS", 0)
     monkeypatch.setattr(lost, "tiles_bf16", lambda: True)

@@ -55,7 +55,7 @@ class Halves(NamedTuple):
     """What compiled loops make of the features of one picture; the memory of its matrices is used again for the next."""
 
     rows: NDArray[np.float32]
-    """(N, D), as given."""
+    """(N, D), as given; only for reading."""
     half: Tensor
     """(N, D) bf16, h of the rows of length 1."""
     length: NDArray[np.float64]
@@ -67,14 +67,19 @@ class Halves(NamedTuple):
 
 
 def unit_halves(keys: Tensor) -> Halves:
-    """By compiled loops, from features (D, N) float32 on the CPU."""
+    """By compiled loops, from features (D, N) float32 on the CPU.
+
+    Where the D of a patch lie together in memory, as in the keys of a ViT, `rows` is that memory and not a copy.
+    """
     from selftaught.nets import sign_loops
 
     width, n = keys.shape
-    rows = np.frombuffer(_scratch("rows", 4 * n * width), np.float32, n * width).reshape(n, width)
+    rows = keys.T.numpy()
+    if not rows.flags.c_contiguous:
+        rows = np.frombuffer(_scratch("rows", 4 * n * width), np.float32, n * width).reshape(n, width)
+        np.copyto(rows, keys.numpy().T)
     half = np.frombuffer(_scratch("half", 2 * n * width), np.int16, n * width).reshape(n, width)
     length, error = np.empty(n), np.empty(n)
-    np.copyto(rows, keys.numpy().T)
     most = sign_loops.halves(rows, half, length, error)
     return Halves(rows, torch.from_numpy(half).view(torch.bfloat16), length, float(error.max()), np.float32(most))
 
@@ -107,11 +112,14 @@ def counts_compiled(found: Halves) -> NDArray[np.int32] | None:
     tol = tolerance(width, bf16=False)
     counts = np.zeros(n, np.int32)
     height, doubtful = block_rows(n), 0
-    for top in range(0, n, height):
-        left, right = found.half[top : top + height], found.half[top:]
-        values = np.frombuffer(_scratch("products", 2 * len(left) * len(right)), np.int16).reshape(len(left), len(right))
-        torch.mm(left, right.mT, out=torch.from_numpy(values).view(torch.bfloat16))
-        doubtful += sign_loops.count_block(values, near, found.rows, found.length, tol, top, counts)
+    scratch = torch.from_numpy(_scratch("products", 2 * n * min(height, n))).view(torch.bfloat16)
+    for begin in range(0, n, height):
+        # The right side is put in another order at each call: here each row is so once.
+        left, right = found.half[: begin + height], found.half[begin : begin + height]
+        products = scratch[: len(left) * len(right)].view(len(left), len(right))
+        torch.mm(left, right.mT, out=products)
+        values = products.view(torch.int16).numpy()
+        doubtful += sign_loops.count_block(values, near, found.rows, found.length, tol, begin, counts)
         if doubtful > _MANY_COMPILED * n * n / 2:
             return None
     return counts

@@ -34,6 +34,7 @@ from selftaught.nets.positive_products import (
     positive_counts,
     positive_products,
     tiles_bf16,
+    tolerance,
     unit_halves,
 )
 from selftaught.segmentation.cut import TAME, CutConfig, CutMethod, key_rows
@@ -121,8 +122,9 @@ def _compiled(keys: Tensor, k: int) -> LostResult | None:
 
     masks, maps = torch.zeros(batch, height, width, dtype=torch.bool), torch.empty(batch, height, width)
     degree, seed = torch.empty(batch, n, dtype=torch.int64), torch.empty(batch, dtype=torch.int64)
+    tol = tolerance(keys.shape[1], bf16=False)
     for b, picture in enumerate(keys.detach()):
-        made = unit_halves(picture.flatten(1).float().contiguous())
+        made = unit_halves(picture.flatten(1).float())
         if not ((made.length > TAME[0]) & (made.length < TAME[1])).all():
             return None
         counts = counts_compiled(made)
@@ -130,7 +132,7 @@ def _compiled(keys: Tensor, k: int) -> LostResult | None:
             rows = torch.from_numpy(made.rows)
             counts = positive_counts(rows, torch.nn.functional.normalize(rows, dim=1)).int().numpy()
         picked = sign_loops.lowest(counts, k)
-        sign_loops.grow(made.rows, picked, made.most, maps[b].numpy(), masks[b].numpy())
+        sign_loops.grow(made.rows, made.length, tol, picked, made.most, maps[b].numpy(), masks[b].numpy())
         degree[b], seed[b] = torch.from_numpy(counts), int(picked[0])
     return LostResult(masks, maps, degree.view(batch, height, width), seed)
 
