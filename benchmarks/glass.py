@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import selftaught
-from clip_runs import one_run, rows_of
+from seed_runs import one_run, rows_of
 from selftaught.control.glass_slow import figures
 from selftaught.core.config import write_json
 from selftaught.data.clip_windows import WindowSet

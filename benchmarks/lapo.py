@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import selftaught
-from clip_runs import one_run, rows_of
+from seed_runs import one_run, rows_of
 from selftaught.core.config import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -1,4 +1,4 @@
-"""Runs of methods that learn from clips, over seeds: train and score once each, and the rows of their tables."""
+"""Runs of a method over seeds: train and score once each, and the rows of their tables."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from selftaught.evaluate import evaluate
 from selftaught.train import train
 
 
-def one_run(method: str, data: str, run: Path, seed: int, settings: list[str], steps: int | None, limit: int | None) -> dict[str, Any]:
+def one_run(  # fmt: skip
+    method: str, data: str, run: Path, seed: int, settings: list[str], steps: int | None, limit: int | None, need: Sequence[str] = ()
+) -> dict[str, Any]:
     """Train at size `small` and score once; scores and seconds are kept in the run folder."""
     begin = time.monotonic()
     finished = (run / "seconds.json").exists()
-    train(method, data, run, size="small", seed=seed, steps=steps, set=settings)
+    train(method, data, run, size="small", seed=seed, steps=steps, set=settings, need=need)
     if not finished:
         write_json(run / "seconds.json", {"training": time.monotonic() - begin})
     if not (run / "scores.json").exists():
@@ -29,8 +31,9 @@ def one_run(method: str, data: str, run: Path, seed: int, settings: list[str], s
 
 
 def rows_of(
-    method: str, shown: Sequence[str], main: Sequence[str], runs: Sequence[Mapping[str, Any]], controls: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+    method: str, shown: Sequence[str], main: Sequence[str], runs: Sequence[Mapping[str, Any]], controls: Mapping[str, Mapping[str, Any]],
+    data: str = "w-sprites",
+) -> list[dict[str, Any]]:  # fmt: skip
     """Table rows: each score over the seeds, with the widest interval, the baselines' means, and what the controls reach."""
     rows = []
     for name in shown:
@@ -43,7 +46,7 @@ def rows_of(
         # A score of all clips together has no interval: both of its ends are the value.
         bounds = [f["ci95"] for f in found if f["ci95"][0] is not None and f["ci95"][0] < f["ci95"][1]]
         row = {
-            "method": method, "data": f"w-sprites, {runs[0]['steps']} steps", "score": name, "unit": found[0]["unit"],
+            "method": method, "data": f"{data}, {runs[0]['steps']} steps", "score": name, "unit": found[0]["unit"],
             "values": [f["value"] for f in found], "n": found[0]["n"], "note": found[0]["note"], "baselines": {**baselines, **beside},
             "summary": name in main,
         }  # fmt: skip

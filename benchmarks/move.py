@@ -1,0 +1,111 @@
+"""MOVE on sample:things: seeds, SelfMask on its masks, detectors on its boxes, and what it comes to without its parts.
+
+    python benchmarks/move.py --features RUN [RUN ...] --inpainter RUN --runs FOLDER [--controls NAME ...] [--limit 400]
+
+One run of `simclr` at 96 px per seed (`selftaught learn` makes them), one inpainter for all. Each seed trains `move`, then `selfmask` with
+`teacher=run` on it, then `cad` on its largest boxes and on all of them (Multi). The controls train `move` with half the steps on the first
+features; `half the steps` is what to compare them with. Runs that are there are kept. Writes benchmarks/results/move.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import measuring
+from seed_runs import one_run, rows_of
+from selftaught.core import draws
+from selftaught.segmentation.move import Move
+from selftaught.train import train
+
+DATA = "sample:things"
+SHOWN = ("iou", "accuracy", "max_f", "corloc")
+CONTROLS: dict[str, list[str]] = {
+    "half the steps": [],
+    "no adversary": ["adversarial_weight=0"],
+    "shift 0": ["shift_frac=0"],
+    "labels shuffled": [],
+    "untrained inpainter": [],
+    "holes of tiles": ["hole=tiles"],
+    "no least area": ["least_weight=0"],
+    "no binarisation": ["binary_weight=0"],
+    "no masks to hold to": ["anchor_weight=0"],
+}
+INPAINTER = ["image_px=96", "mask_frac=0.5", "norm_pixels=false", "block_prob=1", "seen_weight=0.3"]
+
+
+@contextmanager
+def labels_shuffled() -> Iterator[None]:
+    """What the discriminator is told of each picture's four kinds is told of them in an order drawn anew."""
+    loss = Move.logits
+
+    def shuffled(self: Move, *kinds: Tensor) -> Tensor:
+        if len(kinds) == 1:
+            return loss(self, *kinds)
+        order = draws.rand(len(kinds[0]), len(kinds)).argsort(1).to(kinds[0].device)
+        rows = torch.arange(len(order), device=order.device)
+        return loss(self, *torch.stack(kinds, 1)[rows[:, None], order].unbind(1))
+
+    with mock.patch.object(Move, "logits", shuffled):
+        yield
+
+
+def move_run(run: Path, features: Path, inpainter: Path, seed: int, steps: int, settings: Sequence[str], limit: int) -> dict[str, Any]:
+    needs = (f"features={features}", f"inpainter={inpainter}")
+    return one_run("move", DATA, run, seed, list(settings), steps, limit, needs)
+
+
+def control(name: str, root: Path, features: Path, inpainter: Path, steps: int, limit: int) -> dict[str, Any]:
+    run = root / f"control {name}"
+    if name == "untrained inpainter":
+        inpainter = root / "untrained inpainter"
+        train("mae", DATA, inpainter, size="small", steps=0, set=INPAINTER, quiet=True)
+    if name == "labels shuffled":
+        with labels_shuffled():
+            return move_run(run, features, inpainter, 0, steps, CONTROLS[name], limit)
+    return move_run(run, features, inpainter, 0, steps, CONTROLS[name], limit)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features", nargs="+", type=Path, required=True)
+    parser.add_argument("--inpainter", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--controls", nargs="*", default=list(CONTROLS), choices=list(CONTROLS))
+    parser.add_argument("--limit", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=Move.sizes["small"].steps)
+    a = parser.parse_args()
+    found: dict[str, list[dict[str, Any]]] = {"move": [], "selfmask on move": [], "move + cad": [], "move multi + cad": []}
+    controls: dict[str, dict[str, Any]] = {}
+
+    def save() -> None:
+        rows = [row for name, runs in found.items() if runs
+                for row in rows_of(name, SHOWN if "cad" not in name else ("corloc", "ap50"), ("iou", "corloc"), runs,
+                                   controls if name == "move" else {}, DATA)]  # fmt: skip
+        measuring.write("move", rows)
+
+    for seed, features in enumerate(a.features):
+        run = a.runs / f"move-{seed}"
+        found["move"].append(move_run(run, features, a.inpainter, seed, a.steps, (), a.limit))
+        needs = (f"features={features}", f"masks={run}")
+        found["selfmask on move"].append(
+            one_run("selfmask", DATA, a.runs / f"selfmask-{seed}", seed, ["teacher=run"], a.steps // 2, a.limit, needs)
+        )
+        for name, pseudo in (("move + cad", "largest"), ("move multi + cad", "all")):
+            cad = a.runs / f"cad-{pseudo}-{seed}"
+            found[name].append(one_run("cad", DATA, cad, seed, [f"pseudo={pseudo}"], a.steps // 2, a.limit, needs[1:]))
+        save()
+    for name in a.controls:
+        controls[name] = control(name, a.runs, a.features[0], a.inpainter, a.steps // 2, a.limit)
+        save()
+
+
+if __name__ == "__main__":
+    main()
