@@ -9,7 +9,8 @@ on the pictures, not on the network), before a plain and before cluttered backgr
 among the baselines. shape_gan: 4,000 drawn heads with room around them; unsup3d learns viewpoints from their middles, the generator is
 told those; beside it trainings whose discriminator is told no viewpoint (a third of the steps: the mirrored solution shows early) and
 with learning rate 0. shape_autoencoder: on those generators; its control has learning rate 0.
-Results are written after every training. Every fifth object is held out; the scores are theirs. Trainings that were stopped continue; finished ones are not repeated.
+Results are written after every training. Every fifth object is held out; the scores are theirs. Trainings that were stopped continue;
+finished ones are not repeated.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ SHOWN = {
     "unsup3d": ("azimuth_median_deg", "rotation_median_deg", "mad_deg", "side", "depth_correlation"),
     "viewpoint": ("azimuth_median_deg", "acc30", "azimuth_mod180_deg"),
     "shape_gan": (
-        "azimuth_correlation", "azimuth_median_deg", "rotation_median_deg", "chamfer", "thick_enough", "thickness_error", "relief", "spread",
-        "area_error",
+        "azimuth_correlation", "azimuth_median_deg", "rotation_median_deg", "chamfer", "thick_enough", "thickness_error", "relief",
+        "spread", "area_error",
     ),
     "shape_autoencoder": (
         "mask_iou", "azimuth_median_deg", "azimuth_correlation", "rotation_median_deg", "chamfer", "thick_enough", "relief",

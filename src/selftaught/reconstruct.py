@@ -66,7 +66,7 @@ def reconstruct(
         shapes = method.reconstruct(squares)
         for k, number in enumerate(numbers[: len(images)]):
             key = walk.source.keys[number]
-            one = Shapes(*(_one(part, name, k) for name, part in zip(Shapes._fields, shapes, strict=True)))
+            one = one_of(shapes, k)
             poses[key] = write_one(folder / key, one, px)
             if len(shown) < MOST:
                 shown.append(Shown(key, squares[k], one))
@@ -78,9 +78,10 @@ def reconstruct(
     return folder
 
 
-def _one(part: Tensor | None, name: str, k: int) -> Tensor | None:
-    """The k-th of a batch; faces and uv belong to all."""
-    return part if part is None or name in ("faces", "uv") else part[k : k + 1]
+def one_of(shapes: Shapes, k: int) -> Shapes:
+    """The k-th of a batch as a batch of one; faces and uv belong to all."""
+    parts: Any = {name: part if part is None or name in ("faces", "uv") else part[k : k + 1] for name, part in shapes._asdict().items()}
+    return Shapes(**parts)
 
 
 def framing(shape: Shapes) -> tuple[float, float]:

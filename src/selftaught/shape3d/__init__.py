@@ -15,6 +15,6 @@ METHODS = {
         "selftaught.shape3d.shape_gan:ShapeGAN", "solid objects with texture and background from numbers, against a discriminator"
     ),
     "shape_autoencoder": Entry(
-        "selftaught.shape3d.shape_autoencoder:ShapeAutoencoder", "one picture to shape, texture, background and viewpoint, through shape_gan"
+        "selftaught.shape3d.shape_autoencoder:ShapeAutoencoder", "one picture to shape, texture, background and viewpoint"
     ),
 }

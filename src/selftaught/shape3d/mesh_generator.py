@@ -7,7 +7,7 @@ whatever the numbers are: it can be neither a card nor a hollow mould. Lengths a
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,11 @@ class Views(NamedTuple):
     """(B, 2) of the object to the right and upwards."""
     light: Tensor
     """(B, 4): ambient, diffuse, and the direction's x and y where its z is 1."""
+
+
+def exact(like: Tensor) -> Any:
+    """Where places are computed half precision is not enough: the products of rotations would be rounded to a pixel."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def mirrored_angles(angles: Tensor, flips: Tensor) -> Tensor:
@@ -89,7 +94,8 @@ class Decoder(nn.Module):
         x = functional.leaky_relu(self.enter(codes).reshape(len(codes), -1, *self.size), 0.2)
         for block in self.blocks:
             x = block(x)
-        return self.leave(x)
+        found: Tensor = self.leave(x).float()
+        return found
 
 
 class MeshGenerator(nn.Module):
@@ -138,7 +144,7 @@ class MeshGenerator(nn.Module):
             radius = (radius + radius.flip(3).roll(1, 3)) / 2
         poles = torch.stack([radius[:, 0, 0].mean(1), radius[:, 0, -1].mean(1)], 1)
         grown = torch.cat([radius.flatten(1), poles], 1).exp()
-        half = (self.base + AXES * self.axes(shape).tanh()).exp()
+        half = (self.base + AXES * self.axes(shape).float().tanh()).exp()
         centre = self.centre * self.centre.new_tensor([0.0, 1.0, 1.0]) if self.symmetric else self.centre
         return self.directions * grown[..., None] * half[:, None] + centre
 
@@ -167,10 +173,11 @@ class MeshGenerator(nn.Module):
             ground = functional.interpolate(ground, (side, side), mode="bilinear", align_corners=False)
         direction = torch.cat([views.light[:, 2:], torch.ones_like(views.light[:, :1])], 1)
         light = Light(direction, views.light[:, 0], views.light[:, 1])
-        return render(
-            solids.points, self.topology, self.camera(views), side, texture=solids.texture, uv=self.uv, light=light,
-            background=ground, cull=True, normals=normals,
-        )  # fmt: skip
+        with exact(solids.points):
+            return render(
+                solids.points, self.topology, self.camera(views), side, texture=solids.texture, uv=self.uv, light=light,
+                background=ground, cull=True, normals=normals,
+            )  # fmt: skip
 
     def roughness(self, points: Tensor) -> Tensor:
         """(B,): mean squared distance of the points from the mean of their neighbours."""
@@ -180,14 +187,16 @@ class MeshGenerator(nn.Module):
 
     def leaving(self, points: Tensor, views: Views, most: float = 0.97) -> Tensor:
         """(B,): mean over the points of how far they are outside of the middle `most` of the frame, in half heights."""
-        seen = self.camera(views).screen(points, 2, 2).xy - 1
+        with exact(points):
+            seen = self.camera(views).screen(points, 2, 2).xy - 1
         return (seen.abs() - most).clamp_min(0).sum(2).mean(1)
 
 
 def thinness(points: Tensor, least: float) -> Tensor:
     """(B,): how much the smallest over the largest deviation of points (B, V, 3) along their axes falls short of `least`."""
     centred = points - points.mean(1, keepdim=True)
-    values = torch.linalg.eigvalsh(centred.mT @ centred / points.shape[1])
+    with exact(points):
+        values = torch.linalg.eigvalsh(centred.mT @ centred / points.shape[1])
     ratio = (values[:, 0].clamp_min(1e-9) / values[:, 2].clamp_min(1e-9)).sqrt()
     return (least - ratio).clamp_min(0)
 

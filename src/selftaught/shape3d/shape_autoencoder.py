@@ -1,8 +1,8 @@
 """shape_autoencoder: a picture becomes the codes, the viewpoint and the light from which a generator of solid objects makes it again.
 
 Paper: Szabo, Favaro, "Unsupervised 3D Shape Learning from Image Collections in the Wild", 2018 (arXiv 1811.10519), whose generator is
-paired with an encoder; several viewpoints at once as in Kulkarni, Gupta, Tulsiani, "Canonical Surface Mapping via Geometric Cycle Consistency",
-ICCV 2019, and Monnier et al., "Share With Thy Neighbors", ECCV 2022.
+paired with an encoder; several viewpoints at once as in Kulkarni, Gupta, Tulsiani, "Canonical Surface Mapping via Geometric Cycle
+Consistency", ICCV 2019, and Monnier et al., "Share With Thy Neighbors", ECCV 2022.
 An encoder reads codes, light, place and K viewpoints with probabilities off a picture. On made pictures it must find what they were made
 of; real pictures must come out again: each of the K viewpoints is rendered, and errors count by their probabilities. The generator of
 shape_gan goes on learning, slowly, so that it comes to hold what real pictures need; its background is left as it was.
@@ -114,14 +114,14 @@ class Encoder(nn.Module):
 
     def forward(self, pictures: Tensor) -> Found:
         maps = self.trunk[:-2](pictures)
-        rest = self.rest(maps)
+        rest = self.rest(maps).float()
         K = len(self.centres)
         raw = rest[:, : 3 * K].reshape(-1, K, 3).tanh()
         azimuth = self.centres + self.reach * raw[..., 0]
         angles = torch.stack([azimuth, TILT_RAD * raw[..., 1], TILT_RAD * raw[..., 2]], 2)
         shift, light = 0.3 * rest[:, 4 * K : 4 * K + 2].tanh(), rest[:, 4 * K + 2 :]
         strength, side = light[:, :2].sigmoid(), 2 * light[:, 2:].tanh()
-        return Found(self.code(self.trunk[-2:](maps)), angles, rest[:, 3 * K : 4 * K], shift, torch.cat([strength, side], 1))
+        return Found(self.code(self.trunk[-2:](maps)).float(), angles, rest[:, 3 * K : 4 * K], shift, torch.cat([strength, side], 1))
 
 
 def picture_error(first: Tensor, second: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class ShapeAutoencoder(Method):
     capabilities = ("reconstruct", "viewpoint")
     sizes = {
         "tiny": ShapeAutoencoderConfig(image_px=16, batch_size=8, steps=20, lr=1e-3, weight_decay=0.0, hypotheses=2, width=8),
-        "small": ShapeAutoencoderConfig(image_px=64, batch_size=16, steps=2500, lr=1e-3, weight_decay=0.0, warmup_frac=0.02, clip_norm=5.0),
+        "small": ShapeAutoencoderConfig(image_px=64, batch_size=16, steps=1500, lr=1e-3, weight_decay=0.0, warmup_frac=0.02, clip_norm=5.0),
         "paper": ShapeAutoencoderConfig(image_px=128, batch_size=32, steps=100_000, lr=3e-4, weight_decay=0.0, hypotheses=6, width=64),
     }  # fmt: skip
     config: ShapeAutoencoderConfig
@@ -188,21 +188,20 @@ class ShapeAutoencoder(Method):
 
     def loss(self, batch: Real, player: str, progress: Progress) -> tuple[Tensor, Parts]:
         c = self.config
-        with torch.autocast(batch.pictures.device.type, enabled=False):
-            views = self.generator.draw_views(batch.others)
-            z = draws.randn(len(batch.others), sum(self.maker.codes))
-            with torch.no_grad():
-                made = self.maker.render(self.maker(z), views).image
-            found = self.encoder(torch.cat([made, batch.pictures]) * 2 - 1)
-            first, second = (Found(*(part[rows] for part in found)) for rows in (slice(0, len(z)), slice(len(z), None)))
-            total, parts = self.recognition(first, z, views)
-            errors, sure, points = self.reconstruction(second, batch.pictures)
-            share = min(progress.frac / max(c.made_frac, 1e-9), 1.0)
-            rough = self.maker.roughness(points).mean()
-            prior = second.codes.square().mean()
-            used = (sure.mean(0) - 1 / sure.shape[1]).abs().mean()
-            total = total + share * (c.real_weight * (sure * errors).sum(1).mean() + c.spread_weight * used)
-            total = total + c.rough_weight * rough + c.prior_weight * prior
+        views = self.generator.draw_views(batch.others)
+        z = draws.randn(len(batch.others), sum(self.maker.codes))
+        with torch.no_grad():
+            made = self.maker.render(self.maker(z), views).image
+        found = self.encoder(torch.cat([made, batch.pictures]) * 2 - 1)
+        first, second = (Found(*(part[rows] for part in found)) for rows in (slice(0, len(z)), slice(len(z), None)))
+        total, parts = self.recognition(first, z, views)
+        errors, sure, points = self.reconstruction(second, batch.pictures)
+        share = min(progress.frac / max(c.made_frac, 1e-9), 1.0)
+        rough = self.maker.roughness(points).mean()
+        prior = second.codes.square().mean()
+        used = (sure.mean(0) - 1 / sure.shape[1]).abs().mean()
+        total = total + share * (c.real_weight * (sure * errors).sum(1).mean() + c.spread_weight * used)
+        total = total + c.rough_weight * rough + c.prior_weight * prior
         parts |= {"error": float(errors.detach().amin(1).mean()), "rough": float(rough.detach()), "prior": float(prior.detach())}
         return total, parts | {"sure": float(sure.detach().amax(1).mean())}
 

@@ -139,16 +139,16 @@ class Critic(nn.Module):
     def judge(self, seen: Tensor, angles: Tensor | None) -> Tensor:
         """Logits (B,) from features of the trunk; `angles` (B, 3) or None for a discriminator that is not told."""
         x = self.realism(seen)
-        logits = self.logit(x)[:, 0]
+        logits: Tensor = self.logit(x).float()[:, 0]
         if angles is not None:
             a = angles[:, 0]
             told = torch.stack([1.4 * a.sin(), (2 * a).sin(), a.cos(), 4 * angles[:, 1], 4 * angles[:, 2]], 1)
-            logits = logits + (x * self.pose(told)).sum(1) / math.sqrt(x.shape[1])
+            logits = logits + (x * self.pose(told)).float().sum(1) / math.sqrt(x.shape[1])
         return logits
 
     def read(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 4) viewpoints as in `pose_vector` and (B, D) codes."""
-        found = self.reader(seen)
+        found = self.reader(seen).float()
         direction = found[:, :2] / (found[:, :2].square().sum(1, keepdim=True) + 1e-6).sqrt()
         return torch.cat([direction, found[:, 2:4]], 1), found[:, 4:]
 
@@ -200,7 +200,7 @@ class ShapeGAN(Method):
             image_px=16, px=16, rows=8, columns=8, shape_code=4, texture_code=4, background_code=2, width=8, critic_width=8, batch_size=8,
             steps=20, lr=1e-3, weight_decay=0.0, ema=0.9,
         ),
-        "small": ShapeGANConfig(image_px=64, batch_size=16, steps=3000, lr=3e-4, weight_decay=0.0, warmup_frac=0.01, clip_norm=5.0),
+        "small": ShapeGANConfig(image_px=64, batch_size=16, steps=1500, lr=3e-4, weight_decay=0.0, warmup_frac=0.01, clip_norm=5.0),
         "paper": ShapeGANConfig(
             image_px=128, px=128, rows=48, columns=96, shape_code=64, texture_code=128, background_code=64, width=64, critic_width=64,
             batch_size=32, steps=300_000, lr=2e-4, weight_decay=0.0, warmup_frac=0.0, ema=0.999,
@@ -283,8 +283,7 @@ class ShapeGAN(Method):
         return moved(pictures, steps) * 2 - 1 + 0.2 * (2 * draws.rand(B, 3, 1, 1) - 1)
 
     def loss(self, batch: Real, player: str, progress: Progress) -> tuple[Tensor, Parts]:
-        with torch.autocast(batch.pictures.device.type, enabled=False):
-            return self.critic_loss(batch, progress) if player == "critic" else self.maker_loss(batch)
+        return self.critic_loss(batch, progress) if player == "critic" else self.maker_loss(batch)
 
     def critic_loss(self, batch: Real, progress: Progress) -> tuple[Tensor, Parts]:
         """Logistic loss with R1, and reading viewpoint and codes off made pictures."""
@@ -293,14 +292,16 @@ class ShapeGAN(Method):
             z, _, seen = self.make(self.maker, self.draw_views(batch.others))
         told = (batch.angles, batch.others) if c.pose_conditioning else (None, None)
         reals = self.disturbed(batch.pictures).requires_grad_()
-        real = self.critic.judge(self.critic.trunk(reals), told[0])
+        penalised = progress.step % c.r1_every == 0
+        with torch.autocast(reals.device.type, enabled=torch.is_autocast_enabled(reals.device.type) and not penalised):
+            real = self.critic.judge(self.critic.trunk(reals), told[0])
         features = self.critic.trunk(self.disturbed(seen.image))
         made = self.critic.judge(features, told[1])
         total = functional.softplus(made).mean() + functional.softplus(-real).mean()
         pose, codes = self.reading(features, z, batch.others)
         total = total + 5 * pose + c.code_weight * codes
         parts = {"real": float((real.detach() > 0).float().mean()), "made": float((made.detach() < 0).float().mean())}
-        if progress.step % c.r1_every == 0:
+        if penalised:
             (slope,) = torch.autograd.grad(real.sum(), reals, create_graph=True)
             penalty = slope.square().sum((1, 2, 3)).mean()
             total = total + c.r1 / 2 * c.r1_every * penalty
