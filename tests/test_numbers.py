@@ -48,7 +48,10 @@ def given(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
     root = tmp_path_factory.mktemp("given")
     features = f"features={start('simclr', data, root / 'features', 2)}"
     masks = f"masks={start('tokencut', data, root / 'masks', 0, need=(features,))}"
-    return {"features": features, "masks": masks, "inpainter": f"inpainter={start('mae', data, root / 'inpainter', 2)}"}
+    pose = f"pose={start('unsup3d', data, root / 'pose', 2)}"
+    generator = f"generator={start('shape_gan', data, root / 'generator', 2, need=(pose,))}"
+    inpainter = f"inpainter={start('mae', data, root / 'inpainter', 2)}"
+    return {"features": features, "masks": masks, "inpainter": inpainter, "pose": pose, "generator": generator}
 
 
 def start(method: str, data: Path, out: Path, steps: int = STEPS, *more: str, need: tuple[str, ...] = ()) -> Path:

@@ -44,7 +44,9 @@ def given(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
         return f"{name}={train(method, data, root / name, size='tiny', steps=2, set=['batch_size=8'], need=need, quiet=True)}"
 
     features = run("features", "simclr")
-    return {"features": features, "masks": run("masks", "tokencut", (features,)), "inpainter": run("inpainter", "mae")}
+    pose = run("pose", "unsup3d")
+    others = {"pose": pose, "generator": run("generator", "shape_gan", (pose,))}
+    return {"features": features, "masks": run("masks", "tokencut", (features,)), "inpainter": run("inpainter", "mae")} | others
 
 
 def learn(name: str, data: Path, given: dict[str, str], out: Path, precision: str) -> tuple[list[float], torch.Tensor, str]:

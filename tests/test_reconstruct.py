@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from pathlib import Path
@@ -20,6 +21,7 @@ from selftaught.method import Shapes
 from selftaught.nets.renderer import Camera, Topology, render, rotation_from_angles, uv_sphere
 from selftaught.reconstruct import glb, reconstruct, turntable
 from selftaught.train import train
+from selftaught.web.orbit import Shown, orbit_page
 from selftaught.worlds.meshes import writing
 
 
@@ -123,3 +125,32 @@ def test_what_cannot_be_done_is_refused(
     with pytest.raises(ConfigError, match="trimesh"):
         reconstruct(folder, heads, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_page_holds_everything_and_asks_for_nothing(run: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, heads = run
+    out = reconstruct(folder, heads, tmp_path / "out", px=16, limit=3, quiet=True)
+    page = (out / "index.html").read_text()
+    assert "http" not in page.replace("http-equiv", "") and "src=" not in page
+    told = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+    assert [one["key"] for one in told["objects"]] == list(json.loads((out / "poses.json").read_text())["pictures"])
+    assert told["closed"] is False and "background" not in told["objects"][0]
+    shape = load_method(folder).reconstruct(  # type: ignore[operator]
+        torch.from_numpy(open_data(heads).image(0)).permute(2, 0, 1)[None].float() / 255
+    )
+    faces = np.frombuffer(base64.b64decode(told["faces"]), "<u4").reshape(-1, 3)
+    np.testing.assert_array_equal(faces, shape.faces)
+    uv = np.frombuffer(base64.b64decode(told["uv"]), "<f4").reshape(-1, 2)
+    np.testing.assert_allclose(uv, shape.uv, atol=1e-6)
+    points = np.frombuffer(base64.b64decode(told["objects"][0]["points"]), "<f4").reshape(-1, 3)
+    np.testing.assert_allclose(points, shape.points[0], atol=1e-5)
+    texture = Image.open(io.BytesIO(base64.b64decode(told["objects"][0]["texture"].partition(",")[2])))
+    np.testing.assert_allclose(np.asarray(texture) / 255, shape.texture[0].permute(1, 2, 0), atol=0.003)
+
+
+def test_a_name_cannot_end_the_script_of_the_page() -> None:
+    shown = [Shown("</script><b>", torch.rand(3, 8, 8), ball()._replace(background=torch.rand(1, 3, 8, 8)))]
+    page = orbit_page(shown, 5.0, 4.0, True)
+    assert "</script><b>" not in page and page.count("</script>") == 2
+    told = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+    assert told["objects"][0]["key"] == "</script><b>" and told["objects"][0]["background"].startswith("data:image/png")

@@ -313,6 +313,8 @@ class Shapes(NamedTuple):
     """(B, S, S), depth in the picture's own view, 0 where no object was found."""
     image: Tensor
     """(B, 3, S, S) in [0, 1], the picture as it was explained."""
+    background: Tensor | None = None
+    """(B, 3, S, S) in [0, 1], what is behind the object, where the method says so."""
 
 
 @runtime_checkable

@@ -1,4 +1,6 @@
-"""Turn pictures into solid objects that other programs open: a textured GLB, a turntable, depth and pose of each picture."""
+"""Turn pictures into solid objects that other programs open: a textured GLB, a turntable, depth and pose of each picture, and one page
+on which they can be turned.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ from selftaught.data.sources import open_data
 from selftaught.loading import as_pictures, to_square
 from selftaught.method import Shapes
 from selftaught.nets.renderer import Camera, Light, Topology, render, rotation_from_angles, vertex_normals
+from selftaught.web.orbit import MOST, Shown, orbit_page
 
 FRAMES = 24
 SWING_RAD = 0.8
@@ -35,7 +38,9 @@ CONVENTION = (
 def reconstruct(
     run: str | Path, data: Any, out: str | Path, *, px: int = 160, limit: int | None = None, quiet: bool = False
 ) -> Path:
-    """Write `out`/KEY.glb, KEY.gif, KEY.depth.png and one poses.json for each picture of `data`; return `out`.
+    """Write `out`/KEY.glb, KEY.gif and KEY.depth.png for each picture of `data`, one poses.json and one index.html; return `out`.
+
+    index.html turns the objects (the first 100), lets them wear each other's textures, and needs no other file.
 
     KEY.gif: the object from `FRAMES` sides at `px` pixels. KEY.depth.png: 16 bits, 0 where there is no object, else depth from
     the nearest (1) to
@@ -52,27 +57,39 @@ def reconstruct(
     method = learned.provider("reconstruct")
     walk = Walk(open_data(data), "reconstructing", batch=16, quiet=quiet)
     poses: dict[str, Any] = {}
+    shown: list[Shown] = []
     for numbers, images in walk:
         images = images if limit is None else images[: max(limit - len(poses), 0)]
         if not images:
             break
-        shapes = method.reconstruct(
-            torch.stack([to_square(picture, method.image_px) for picture in as_pictures(images)])
-        )
+        squares = torch.stack([to_square(picture, method.image_px) for picture in as_pictures(images)])
+        shapes = method.reconstruct(squares)
         for k, number in enumerate(numbers[: len(images)]):
             key = walk.source.keys[number]
-            poses[key] = write_one(
-                folder / key,
-                Shapes(*(_one(part, name, k) for name, part in zip(Shapes._fields, shapes, strict=True))),
-                px,
-            )
+            one = one_of(shapes, k)
+            poses[key] = write_one(folder / key, one, px)
+            if len(shown) < MOST:
+                shown.append(Shown(key, squares[k], one))
     write_json(folder / "poses.json", {"convention": CONVENTION, "pictures": poses})
+    if shown:
+        first = shown[0].shape
+        page = orbit_page(shown, *framing(first), not is_open(first.points[0], first.faces))
+        write_bytes(folder / "index.html", page.encode(), durable=False)
     return folder
 
 
-def _one(part: Tensor, name: str, k: int) -> Tensor:
-    """The k-th of a batch; faces and uv belong to all."""
-    return part if name in ("faces", "uv") else part[k : k + 1]
+def one_of(shapes: Shapes, k: int) -> Shapes:
+    """The k-th of a batch as a batch of one; faces and uv belong to all."""
+    parts: Any = {name: part if part is None or name in ("faces", "uv") else part[k : k + 1] for name, part in shapes._asdict().items()}
+    return Shapes(**parts)
+
+
+def framing(shape: Shapes) -> tuple[float, float]:
+    """Distance and focal length (half heights per unit of x / depth) of a camera that holds an object while it turns."""
+    distance = float(shape.position[0].norm())
+    reach = float(shape.points.norm(dim=2).max())
+    half = min(math.tan(float(shape.fov_rad[0]) / 2), 1.0) * distance
+    return distance, distance / max(half, 1.02 * min(reach, 1.5 * half))
 
 
 def write_one(stem: Path, shape: Shapes, px: int) -> dict[str, Any]:
@@ -127,14 +144,11 @@ def turntable(shape: Shapes, px: int, frames: int = FRAMES) -> np.ndarray[Any, A
     azimuth = SWING_RAD * phase.sin() if swings else phase
     still = torch.zeros(frames)
     points = shape.points.expand(frames, -1, -1)
-    distance = float(shape.position[0].norm())
-    reach = float(shape.points.norm(dim=2).max())
-    half = min(math.tan(float(shape.fov_rad[0]) / 2), 1.0) * distance
-    focal = torch.full((frames,), distance / max(half, 1.02 * min(reach, 1.5 * half)))
+    distance, focal = framing(shape)
     camera = Camera(
         rotation_from_angles(azimuth, still + 0.15, still),
         shape.position.new_tensor([[0.0, 0.0, -distance]]).expand(frames, 3),
-        focal,
+        torch.full((frames,), focal),
     )
     light = Light(torch.tensor([[0.2, 0.4, 1.0]]), torch.tensor([0.45]), torch.tensor([0.55]))
     parts = []

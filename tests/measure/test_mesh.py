@@ -9,6 +9,7 @@ from selftaught.measure.mesh import (
     chamfer,
     ellipsoid_like,
     in_unit_cube,
+    relief_correlation,
     sample_surface,
     shape_scores,
     surface_distance,
@@ -80,3 +81,16 @@ def test_surfaces_that_are_none_are_refused() -> None:
             in_unit_cube(*bad)
     with pytest.raises(ValueError, match="area 0"):
         sample_surface(points, np.array([[0, 0, 1]]))
+
+
+def test_relief_tells_a_face_from_its_hollow_mould() -> None:
+    points, faces = SPHERE
+    bumpy = points * (1 + 0.3 * np.exp(-8 * ((points - [0.2, 0.1, 0.9]) ** 2).sum(1)))[:, None]
+    assert relief_correlation((bumpy, faces), (bumpy, faces)) == pytest.approx(1, abs=1e-6)
+    assert relief_correlation((points * [1, 1, 0.5], faces), (points, faces)) > 0.95
+    front = faces[(points[faces][:, :, 2] > -0.05).all(1)]
+    hollow = points * [1, 1, -1]
+    assert relief_correlation((hollow, front[:, ::-1].copy()), (points, front)) < -0.9
+    assert relief_correlation(CARD, (points, faces)) == 0
+    scores = shape_scores([(points, faces), (points * [1, 1, 0.2], faces)], [(points, faces)] * 2)
+    assert scores["thick_enough"].value == 0.5 and scores["relief"].value > 0.9

@@ -8,7 +8,13 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from selftaught.measure import viewpoint
-from selftaught.measure.viewpoint import azimuth_scores, common_frame, geodesic_rad, rotation_scores
+from selftaught.measure.viewpoint import (
+    azimuth_correlation,
+    azimuth_scores,
+    common_frame,
+    geodesic_rad,
+    rotation_scores,
+)
 from selftaught.nets.renderer import rotation_from_angles
 
 
@@ -83,3 +89,13 @@ def test_bad_azimuths_are_refused(bad: np.ndarray) -> None:
         azimuth_scores(bad, bad)
     with pytest.raises(ValueError, match="rotations"):
         common_frame(np.full((4, 3, 3), np.nan), rotations(4))
+
+
+def test_correlation_of_azimuths_tells_a_mirrored_solution() -> None:
+    random = np.random.default_rng(0)
+    true = random.uniform(-0.7, 0.7, 200)
+    noisy = 0.8 * true + 0.05 * random.normal(size=200) + 3.0  # beyond pi, in another frame
+    assert azimuth_correlation(noisy, true).value > 0.98
+    assert azimuth_correlation(-noisy, true).value < -0.98
+    assert azimuth_correlation(np.zeros(200), true).value == 0
+    assert azimuth_correlation(noisy, true).baselines["mirrored"] == pytest.approx(-azimuth_correlation(noisy, true).value)

@@ -46,6 +46,8 @@ class RenderedSource(FolderSource):
 
     def __init__(self, root: Path, truth: Path, part: str) -> None:
         super().__init__(root)
+        self.folder = truth.parent
+        """The folder that the world wrote."""
         self._truth, self._prefix = truth, part
         self.has_masks = part == "test"
 

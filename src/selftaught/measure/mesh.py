@@ -14,6 +14,8 @@ from selftaught.measure.score import Score, score_of
 
 Array = np.ndarray
 SAMPLES = 10_000
+THICK_WITHIN = 0.25
+"""How far the thickness may be from the true one, as a share of it."""
 
 
 def in_unit_cube(points: Any, faces: Any) -> Array:
@@ -74,6 +76,28 @@ def thickness(points: Any) -> float:
     return float(np.sqrt(max(values[0], 0) / values[-1])) if values[-1] > 0 else 0.0
 
 
+def relief_correlation(first: tuple[Array, Array], second: tuple[Array, Array], px: int = 48) -> float:
+    """Correlation of the depths of two surfaces (points, faces) seen from the front, each in its own unit cube, where both are seen.
+
+    1 for the same face, below 0 for its hollow mould; 0 when one of them is flat, NaN when fewer than three pixels see both.
+    """
+    import torch
+
+    from selftaught.nets.renderer import Topology, orthographic_camera, render
+
+    depths = []
+    for points, faces in (first, second):
+        cube = torch.from_numpy(in_unit_cube(points, faces))[None]
+        found = render(cube, Topology(torch.as_tensor(faces), cube.shape[1]), orthographic_camera(scale=1.9), px, antialias=False)
+        depths.append(found.depth[0].numpy())
+    both = (depths[0] > 0) & (depths[1] > 0)
+    if both.sum() < 3:
+        return float("nan")
+    a, b = (depth[both] - depth[both].mean() for depth in depths)
+    size = float(np.sqrt((a**2).sum() * (b**2).sum()))
+    return float((a * b).sum() / size) if size > 1e-9 else 0.0
+
+
 def ellipsoid_like(points: Any, faces: Any, level: int = 3) -> tuple[Array, Array]:
     """The baseline of shapes: an ellipsoid with the box of a surface, as points and faces."""
     from selftaught.nets.renderer import icosphere
@@ -95,8 +119,8 @@ def shape_scores(
     """Chamfer distance and thickness of shapes, each (points, faces), against true ones.
 
     Baselines of `chamfer`: an ellipsoid with the true box, a sphere, and the mean of the true shapes where there is one.
-    `thickness_error` is
-    |predicted / true - 1|; its baseline is a flat card.
+    `thickness_error` is |predicted / true - 1|; its baseline is a flat card. `thick_enough` is the share for which that is below 0.25:
+    billboards fail. `relief` is the correlation of depths seen from the front: hollow moulds are below 0.
     """
     if len(shapes) != len(truths) or not truths:
         raise ValueError(f"expected as many shapes as true ones, at least one, got {len(shapes)} and {len(truths)}")
@@ -104,7 +128,7 @@ def shape_scores(
     rivals: dict[str, list[float]] = {"ellipsoid": [], "sphere": []}
     if mean_truth is not None:
         rivals["mean_shape (oracle)"] = []
-    own, thick = [], []
+    own, thick, relief = [], [], []
     for shape, truth in zip(shapes, truths, strict=True):
         own.append(surface_distance(*shape, *truth, count))
         rivals["ellipsoid"].append(surface_distance(*ellipsoid_like(*truth), *truth, count))
@@ -113,7 +137,10 @@ def shape_scores(
             rivals["mean_shape (oracle)"].append(surface_distance(*mean_truth, *truth, count))
         clouds = [sample_surface(*one, count) for one in (shape, truth)]
         thick.append(abs(thickness(clouds[0]) / max(thickness(clouds[1]), 1e-9) - 1))
+        relief.append(relief_correlation(shape, truth))
     return {
         "chamfer": score_of(own, better="lower", unit="of the longest side", baselines=rivals),
         "thickness_error": score_of(thick, better="lower", unit="share", baselines={"flat card": 1.0}),
+        "thick_enough": score_of(np.array(thick) < THICK_WITHIN, unit="share", baselines={"flat card": 0.0}),
+        "relief": score_of(relief, unit="correlation", baselines={"flat card": 0.0}),
     }

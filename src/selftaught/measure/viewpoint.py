@@ -120,6 +120,21 @@ def azimuth_scores(predicted: Any, true: Any, seed: int = 0) -> dict[str, Score]
     }
 
 
+def azimuth_correlation(predicted: Any, true: Any) -> Score:
+    """Correlation of azimuths (N,), each measured from its own mean direction: below 0 for a mirrored solution."""
+    rows = []
+    for angles in (np.asarray(predicted, np.float64), np.asarray(true, np.float64)):
+        middle = np.angle(np.exp(1j * angles).mean())
+        rows.append((angles - middle + np.pi) % (2 * np.pi) - np.pi)
+    both = np.stack(rows, 1)
+    return score_of(both, unit="correlation", statistic=_correlation, baselines={"mirrored": -_correlation(both), "constant": 0.0})
+
+
+def _correlation(rows: Array) -> float:
+    spread = rows.std(0)
+    return float(np.corrcoef(rows.T)[0, 1]) if spread.min() > 0 else 0.0
+
+
 def rotation_scores(predicted: Any, true: Any) -> dict[str, Score]:
     """Median geodesic error of rotations (N, 3, 3) on the second half after a common frame from the first; baseline: one for all."""
     predicted, true = _rotations(predicted, "predicted"), _rotations(true, "true")

@@ -11,4 +11,10 @@ METHODS = {
     "unsup3d": Entry(
         "selftaught.shape3d.unsup3d:Unsup3D", "depth, albedo, light and viewpoint of one picture, from mirror symmetry"
     ),
+    "shape_gan": Entry(
+        "selftaught.shape3d.shape_gan:ShapeGAN", "solid objects with texture and background from numbers, against a discriminator"
+    ),
+    "shape_autoencoder": Entry(
+        "selftaught.shape3d.shape_autoencoder:ShapeAutoencoder", "one picture to shape, texture, background and viewpoint"
+    ),
 }

@@ -74,6 +74,9 @@ class Unsup3DConfig(TrainConfig):
     """Largest shift of the object, in units of its distance."""
     flips: bool = True
     """Whether pictures are mirrored at random."""
+    crop_frac: float = 1.0
+    """Share of the pictures' side that is looked at, around the middle: objects must fill what is seen. Networks see `crop_frac` times
+    `image_px` pixels, a power of two."""
 
 
 class Explanation(NamedTuple):
@@ -170,7 +173,9 @@ class Unsup3D(Method):
         super().__init__(config, needs)
         c = config
         self.image_px = c.image_px
-        px = c.image_px
+        px = self.px = round(c.image_px * c.crop_frac)
+        if not 0 < c.crop_frac <= 1 or px < 8 or px & (px - 1) or (c.image_px - px) % 2:
+            raise ValueError(f"crop_frac {c.crop_frac} of {c.image_px} px is {px} px; networks need a power of two, from 8 on")
         self.depth_net = nn.Sequential(
             *encoder(px, c.width, c.code), *decoder(c.depth_px, c.width, c.code, 1, c.convolutions)
         )
@@ -188,7 +193,7 @@ class Unsup3D(Method):
 
     def prepare(self, images: Tensor, indices: np.ndarray[Any, Any]) -> Tensor:
         """Pictures in [-1, 1], half of them mirrored."""
-        pictures = images.float() / 127.5 - 1
+        pictures = self.middle(images).float() / 127.5 - 1
         if not self.config.flips:
             return pictures
         mirrored = draws.rand(len(images)) < 0.5
@@ -249,7 +254,7 @@ class Unsup3D(Method):
         ambient, diffuse = light[:, 0] / 2 + 0.5, light[:, 1] / 2 + 0.5
         direction = functional.normalize(torch.cat([light[:, 2:], torch.ones_like(light[:, :1])], 1), dim=1)
         facing = (normals * direction[..., None, None]).sum(1, keepdim=True)
-        facing = functional.interpolate(facing, (self.image_px,) * 2, mode="bilinear", align_corners=False).clamp_min(0)
+        facing = functional.interpolate(facing, (self.px,) * 2, mode="bilinear", align_corners=False).clamp_min(0)
         return ambient[:, None, None, None] + diffuse[:, None, None, None] * facing
 
     def loss(self, batch: Tensor, player: str, progress: Progress) -> tuple[Tensor, Parts]:
@@ -323,7 +328,7 @@ class Unsup3D(Method):
     def reconstruct(self, images: Tensor) -> Shapes:
         """(B, 3, H, W) in [0, 1] to open surfaces (one depth per pixel of the canonical view) with their albedo as texture."""
         found = self.explained(images)
-        px = self.image_px
+        px = self.px
         points = found.depth[:, None] * rays(px, px, self.config.fov_rad, found.depth)
         points = points.flatten(2).mT + points.new_tensor([0.0, 0.0, 1.0])
         line = (torch.arange(px) + 0.5) / px
@@ -340,11 +345,16 @@ class Unsup3D(Method):
         return self.pose(self.squares(images) * 2 - 1)[0]
 
     def squares(self, images: Tensor) -> Tensor:
-        """Pictures resized to the square that the networks were trained on."""
+        """Pictures resized to the square that the networks were trained on, and cut out of it as they were."""
         side = (self.image_px, self.image_px)
         if tuple(images.shape[-2:]) != side:
             images = functional.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False)
-        return images.clamp(0, 1)
+        return self.middle(images).clamp(0, 1)
+
+    def middle(self, images: Tensor) -> Tensor:
+        """(..., S, S) to the middle that is looked at."""
+        rim = (self.image_px - self.px) // 2
+        return images[..., rim : rim + self.px, rim : rim + self.px]
 
     def evaluate(self, data: EvalData) -> dict[str, Score]:
         """SIDE and MAD in the picture's view, errors of azimuth and rotation; baselines: plane, mean true depth, constant, untrained."""
@@ -361,7 +371,7 @@ class Unsup3D(Method):
         }
         depths = [view.depth for view in views if view.depth is not None]
         if len(depths) == len(views):
-            true = at_size(np.stack(depths), self.image_px)
+            true = self.middle(torch.from_numpy(at_size(np.stack(depths), self.image_px))).numpy()
             scores |= depth_scores(found[1], true, self.config.fov_rad)
             other = depth_scores(fresh[1], true, self.config.fov_rad)
             rivals |= {name: other[name].value for name in ("side", "mad_deg")}

@@ -17,9 +17,11 @@ from PIL import Image
 from selftaught.core.atomic import replacing
 from selftaught.core.config import from_json, override, read_json, to_json, write_json
 from selftaught.core.errors import DataError
-from selftaught.data.rendered import KIND, pack_depth, pack_normals
+from selftaught.data.evalset import EvalSet
+from selftaught.data.rendered import KIND, RenderedSource, pack_depth, pack_normals
 from selftaught.worlds.meshes.files import MeshFiles
-from selftaught.worlds.meshes.scenes import Drawn, Recipe, Scene, checked, draw, recipe_of, scene
+from selftaught.worlds.meshes.scenes import Drawn, Recipe, Scene, checked, draw, recipe_of, scene, solid_of
+from selftaught.worlds.meshes.solids import Solid
 
 MAX_PICTURES = 1_000_000
 _BATCH = 32
@@ -102,6 +104,23 @@ def load(folder: str | Path) -> Made:
         )
     scenes = [scene(recipe, seed, i) for i in range(pictures)]
     return Made(recipe, seed, [key_of(one, i) for i, one in enumerate(scenes)], scenes)
+
+
+def solids_of(test: EvalSet, rows: Iterable[int]) -> list[Solid] | None:
+    """The true objects in pictures `rows` of a set, or None when it is no folder that `make` wrote; for evaluation only.
+
+    Pictures tell the name of their object, `world.json` what kind of object it is.
+    """
+    source: Any = test.source
+    while not isinstance(source, RenderedSource):
+        source = getattr(source, "source", None)
+        if source is None:
+            return None
+    made = load(source.folder)
+    if made.recipe.category == "meshes":
+        return None
+    one = made.scenes[0]
+    return [solid_of(made.recipe, dataclasses.replace(one, object=int(test.truth(i).object_id or 0))) for i in rows]
 
 
 def _write_truth(path: Path, recipe: Recipe, scenes: list[Scene], tests: list[Drawn], files: MeshFiles | None) -> None:

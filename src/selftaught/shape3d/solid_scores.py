@@ -1,0 +1,166 @@
+"""How good solid objects are that were made, or found in pictures: viewpoints, surfaces, masks, proportions. Truth is read here alone.
+
+What was learned has a frame of its own: the rotation into the true one is found on every other picture, from viewpoints alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from selftaught.measure.mesh import in_unit_cube, shape_scores
+from selftaught.measure.score import Score, score_of
+from selftaught.measure.viewpoint import (
+    azimuth_correlation,
+    azimuth_of,
+    azimuth_scores,
+    common_frame,
+    halves,
+    rotation_scores,
+)
+from selftaught.method import EvalData
+from selftaught.worlds.meshes.writing import solids_of
+
+Array = np.ndarray
+Surface = tuple[Array, Array]
+FEWEST_SCORED = 8
+"""Fewest test pictures with known viewpoints that are scored."""
+SHAPES = 40
+"""True shapes that made ones are held against."""
+
+
+def viewpoints_of(method: Any, test: Any) -> Array:
+    """Rotations (N, 3, 3) of all pictures of an EvalSet."""
+    parts = np.array_split(np.arange(len(test)), -(-len(test) // 64))
+    return np.concatenate([method.viewpoint(test.images.batch(rows).float() / 255).double().numpy() for rows in parts])
+
+
+def pose_scores(method: Any, data: EvalData) -> tuple[dict[str, Score], Array | None]:
+    """Errors of viewpoints with their baselines, and the rotation (3, 3) from the true frame to the learned one."""
+    views = data.test.views()
+    if views is None or len(views) < FEWEST_SCORED:
+        return {}, None
+    true = np.stack([view.rotation for view in views])
+    found, fresh = (viewpoints_of(one, data.test) for one in (method, method.untrained(data.seed)))
+    scores = azimuth_scores(azimuth_of(found), azimuth_of(true), data.seed) | rotation_scores(found, true)
+    scores["azimuth_correlation"] = azimuth_correlation(azimuth_of(found), azimuth_of(true))
+    other = azimuth_scores(azimuth_of(fresh), azimuth_of(true), data.seed)
+    scores["azimuth_median_deg"].baselines["untrained"] = other["azimuth_median_deg"].value
+    fit = halves(len(true))[0]
+    return scores, common_frame(found[fit], true[fit])
+
+
+def true_surfaces(data: EvalData, rows: Array) -> list[Surface] | None:
+    """Points and faces of the true objects in some test pictures."""
+    solids = solids_of(data.test, rows.tolist())
+    return None if solids is None else [(solid.points.astype(np.float64), solid.faces) for solid in solids]
+
+
+def mean_surface(surfaces: list[Surface]) -> Surface:
+    """The mean of surfaces of one topology, each in its unit cube."""
+    return np.mean([in_unit_cube(*one) for one in surfaces], 0), surfaces[0][1]
+
+
+def spread_rows(count: int, most: int) -> Array:
+    """At most `most` of `count` rows, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
+
+
+def generator_scores(method: Any, data: EvalData) -> dict[str, Score]:
+    """Viewpoints as the discriminator reads them off test pictures; the mean of the made shapes, and made ones, against true ones."""
+    scores, frame = pose_scores(method, data)
+    if frame is None:
+        return scores
+    rows = spread_rows(len(data.test), SHAPES)
+    truths = true_surfaces(data, rows)
+    solids = method.sample(len(rows), data.seed)
+    if truths is not None:
+        faces = method.maker.topology.faces.numpy()
+        points = solids.points.double().numpy() @ frame
+        scores |= shape_scores([(points.mean(0), faces)] * len(truths), truths, mean_surface(truths))
+        single = shape_scores([(one, faces) for one in points], truths)
+        scores["thickness_error"], scores["thick_enough"] = single["thickness_error"], single["thick_enough"]
+        first = method.untrained(data.seed).sample(len(rows), data.seed).points.double().numpy() @ frame
+        beginning = shape_scores([(first.mean(0), faces)] * len(truths), truths)
+        scores["chamfer"].baselines["untrained"] = beginning["chamfer"].value
+        scores["spread"] = width_spread(points, truths)
+    if data.test.has_masks:
+        scores["area_error"] = area_error(method, data, solids)
+    return scores
+
+
+def autoencoder_scores(method: Any, data: EvalData) -> dict[str, Score]:
+    """Viewpoints, mask IoU, the error of the picture, and each picture's shape and proportions against its own true ones."""
+    scores, frame = pose_scores(method, data)
+    if frame is None:
+        return scores
+    parts = np.array_split(np.arange(len(data.test)), -(-len(data.test) // 64))
+    points, masks, errors = [], [], []
+    for rows in parts:
+        images = data.test.images.batch(rows).float() / 255
+        solids, _, seen = method.explained(images)
+        points.append(solids.points.double().numpy())
+        masks.append((seen.mask > 0.5).numpy())
+        errors.append((seen.image - method.generator.reduced(images)).abs().mean((1, 2, 3)).numpy())
+    shapes = np.concatenate(points) @ frame
+    scores["picture_error"] = score_of(np.concatenate(errors), better="lower", unit="of 1")
+    if data.test.has_masks:
+        scores["mask_iou"] = mask_iou(np.concatenate(masks), data.test.masks_at(method.maker.px) == 1)
+    truths = true_surfaces(data, np.arange(len(data.test)))
+    if truths is not None:
+        rows = spread_rows(len(truths), SHAPES)
+        faces = method.maker.topology.faces.numpy()
+        true = [truths[i] for i in rows]
+        scores |= shape_scores([(shapes[i], faces) for i in rows], true, mean_surface(truths))
+        mean = shape_scores([(shapes.mean(0), faces)] * len(true), true)
+        scores["chamfer"].baselines["mean of the found shapes"] = mean["chamfer"].value
+        both = [proportions(shapes), proportions(np.stack([p for p, _ in truths]))]
+        for k, name in enumerate(("width_correlation", "depth_correlation")):
+            pairs = np.stack([both[0][:, k], both[1][:, k]], 1)
+            scores[name] = score_of(pairs, unit="correlation", statistic=_correlation, baselines={"mean shape": 0.0})
+    return scores
+
+
+def mask_iou(found: Array, true: Array) -> Score:
+    """Intersection over union of masks (N, S, S); baselines: the pixels that are object more often than not, and all pixels."""
+    usual = np.broadcast_to(true.mean(0) > 0.5, true.shape)
+
+    def ious(masks: Array) -> Array:
+        return (masks & true).sum((1, 2)) / np.maximum((masks | true).sum((1, 2)), 1)
+
+    return score_of(ious(found), unit="share", baselines={"usual mask (oracle)": ious(usual), "whole picture": ious(np.ones_like(true))})
+
+
+def _correlation(pairs: Array) -> float:
+    return float(np.corrcoef(pairs.T)[0, 1]) if pairs.std(0).min() > 0 else 0.0
+
+
+def proportions(points: Array) -> Array:
+    """(N, 2) width over height and depth over height of the boxes of points (N, V, 3)."""
+    size = points.max(1) - points.min(1)
+    return size[:, [0, 2]] / size[:, 1:2]
+
+
+def width_spread(points: Array, truths: list[Surface]) -> Score:
+    """How much the made shapes differ in their width over height, as a share of how much true ones do."""
+    true = float(proportions(np.stack([p for p, _ in truths]))[:, 0].std())
+    own = proportions(points)[:, :1] / max(true, 1e-9)
+    return score_of(own, unit="share", statistic=_deviation, baselines={"one shape": 0.0}, note="should be 1")
+
+
+def area_error(method: Any, data: EvalData, solids: Any) -> Score:
+    """How far the share of the picture that made objects cover, seen from the front, is from that of true ones."""
+    from selftaught.shape3d.mesh_generator import Views
+
+    count = len(solids.points)
+    light = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(count, 4)
+    seen = method.maker.render(solids, Views(torch.zeros(count, 3), torch.zeros(count, 2), light)).mask.mean((1, 2)).numpy()
+    true = float((data.test.masks_at(method.config.px) == 1).mean())
+    errors = np.abs(seen / max(true, 1e-9) - 1)
+    return score_of(errors, better="lower", unit="share", baselines={"all of it": 1 / max(true, 1e-9) - 1})
+
+
+def _deviation(rows: Array) -> float:
+    return float(rows.std())

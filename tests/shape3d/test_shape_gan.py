@@ -1,0 +1,194 @@
+"""shape_gan: its losses against their formulas, who learns from which, and that it learns heads where a control does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from selftaught.data.evalset import open_eval
+from selftaught.method import EvalData, Progress, SeesViewpoints
+from selftaught.nets.renderer import rotation_from_angles
+from selftaught.shape3d.shape_gan import Real, ShapeGAN, ShapeGANConfig, estimated_angles
+from selftaught.worlds.meshes import writing
+
+TINY = ShapeGAN.sizes["tiny"]
+
+
+class Told:
+    """Stands for unsup3d: says viewpoints that it is given, in the order of the pictures."""
+
+    def __init__(self, rotations: np.ndarray[Any, Any]):
+        self.rotations, self.next = torch.from_numpy(rotations).float(), 0
+
+    def viewpoint(self, images: torch.Tensor) -> torch.Tensor:
+        self.next += len(images)
+        return self.rotations[self.next - len(images) : self.next]
+
+
+class Pictures:
+    """Stands for an ImageSet."""
+
+    def __init__(self, pictures: np.ndarray[Any, Any]):
+        self.pictures = torch.from_numpy(pictures)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def batch(self, rows: Any) -> torch.Tensor:
+        return self.pictures[torch.as_tensor(np.asarray(rows))]
+
+
+def method(seed: int = 0, **changes: Any) -> ShapeGAN:
+    torch.manual_seed(seed)
+    return ShapeGAN(dataclasses.replace(TINY, **changes), {"pose": None})
+
+
+def batch(count: int = 4, seed: int = 1) -> Real:
+    made = torch.Generator().manual_seed(seed)
+    return Real(*(torch.rand(count, *shape, generator=made) - low for shape, low in (((3, 16, 16), 0.0), ((3,), 0.5), ((3,), 0.5))))
+
+
+def test_the_logit_is_the_projection_of_the_formula() -> None:
+    critic = method().critic.double()
+    seen = critic.trunk(torch.rand(2, 3, 16, 16, dtype=torch.float64))
+    angles = torch.tensor([[0.3, 0.1, -0.2], [-1.0, 0.0, 0.1]], dtype=torch.float64)
+    features = critic.realism(seen)
+    for i, (a, e, r) in enumerate(angles.tolist()):
+        told = [1.4 * math.sin(a), math.sin(2 * a), math.cos(a), 4 * e, 4 * r]
+        wanted = float(critic.logit(features)[i, 0])
+        for k in range(128):
+            wanted += float(features[i, k]) * sum(float(critic.pose.weight[k, j]) * told[j] for j in range(5)) / math.sqrt(128)
+        assert float(critic.judge(seen, angles)[i]) == pytest.approx(wanted, rel=1e-9)
+    torch.testing.assert_close(critic.judge(seen, None), critic.logit(features)[:, 0])
+
+
+def test_the_penalty_is_half_the_squared_gradient_at_real_pictures() -> None:
+    real = batch()
+    losses = []
+    for r1, step in ((0.0, 0), (3.0, 0), (3.0, 1)):
+        torch.manual_seed(5)
+        m = method(r1=r1)
+        torch.manual_seed(6)
+        losses.append(float(m.loss(real, "critic", Progress(step, 10))[0].detach()))
+    assert losses[2] == pytest.approx(losses[0], rel=1e-6), "only every fourth step"
+    torch.manual_seed(6)
+    m.make(m.maker, m.draw_views(real.others))  # the same draws as before
+    reals = m.disturbed(real.pictures).requires_grad_()
+    slope = torch.autograd.grad(m.critic.judge(m.critic.trunk(reals), real.angles).sum(), reals)[0]
+    wanted = 3.0 / 2 * 4 * float(slope.square().sum()) / len(slope)
+    assert losses[1] - losses[0] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_each_side_learns_from_its_own_loss_alone() -> None:
+    m = method()
+    for player, own, other in (("critic", m.critic, m.maker), ("maker", m.maker, m.critic)):
+        m.zero_grad(set_to_none=True)
+        loss, parts = m.loss(batch(), player, Progress(0, 10))
+        loss.backward()
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in own.parameters()), player
+        assert all(p.grad is None for p in other.parameters()), player
+        assert all(p.requires_grad for p in other.parameters()) and all(map(math.isfinite, parts.values()))
+
+
+def test_hinges_act_where_they_should() -> None:
+    m = method(area=(0.9, 0.95), frame_weight=0.0)
+    _, parts = m.loss(batch(), "maker", Progress(0, 10))
+    assert parts["area"] == pytest.approx(0.9 - parts["covers"], abs=1e-5)
+    m = method(area=(0.01, 0.05))
+    _, parts = m.loss(batch(), "maker", Progress(0, 10))
+    assert parts["area"] == pytest.approx(parts["covers"] - 0.05, abs=1e-5)
+    m = method(thin_least=1.0)
+    with torch.no_grad():
+        m.maker.base[2] = -4
+    assert m.loss(batch(), "maker", Progress(0, 10))[1]["thin"] > 0.9
+
+
+def test_estimates_are_kept_and_made_anew_when_they_do_not_fit(tmp_path: Path) -> None:
+    angles = torch.tensor([[0.3, 0.1, -0.2], [-1.2, -0.1, 0.05], [2.5, 0.2, 0.0]])
+    told = Told(rotation_from_angles(*angles.unbind(1)).numpy())
+    images = Pictures(np.zeros((3, 3, 16, 16), np.uint8))
+    said: list[str] = []
+    found = estimated_angles(tmp_path / "poses.npy", images, told.viewpoint, said.append)
+    np.testing.assert_allclose(found, angles, atol=1e-5)
+    again = estimated_angles(tmp_path / "poses.npy", images, None, said.append)
+    assert len(said) == 1 and (again == found).all()
+    np.save(tmp_path / "poses.npy", found[:2])
+    told.next = 0
+    estimated_angles(tmp_path / "poses.npy", images, told.viewpoint, said.append)
+    assert "does not fit" in said[1]
+
+
+def test_flips_mirror_estimates_with_their_pictures(tmp_path: Path) -> None:
+    m = method()
+    pictures = np.zeros((64, 3, 16, 16), np.uint8)
+    pictures[..., :8] = 255
+    turned = torch.full((64,), 0.5)
+    m.given["pose"] = Told(rotation_from_angles(turned, turned * 0, turned * 0).numpy())
+    m.begin(Pictures(pictures), tmp_path, print)
+    found = m.prepare(torch.from_numpy(pictures), np.arange(64))
+    left = found.pictures[:, 0, 0, 0] > 0.5
+    assert 16 < int(left.sum()) < 48
+    torch.testing.assert_close(found.angles[:, 0], torch.where(left, 0.5, -0.5))
+    torch.testing.assert_close(m.maker.ground, torch.logit(torch.full((3,), 0.5)), atol=0.02, rtol=0)
+
+
+def test_the_average_follows_and_makes_what_is_shown() -> None:
+    m = method(ema=0.5).eval()
+    before = m.sample(2).points
+    with torch.no_grad():
+        m.maker.base += 1
+    for _ in range(20):
+        m.after_step(Progress(10, 20))
+    assert float(m.sample(2).points.abs().mean()) > 2 * float(before.abs().mean())
+    assert isinstance(m, SeesViewpoints) and m.viewpoint(torch.rand(2, 3, 20, 20)).shape == (2, 3, 3)
+    assert m.show(torch.zeros(1, 3, 16, 16))["solids"].shape == (10 * 32, 12 * 32, 3)
+
+
+def trained(m: ShapeGAN, images: Pictures, folder: Path, steps: int) -> ShapeGAN:
+    """The loop of the library, in short."""
+    m.begin(images, folder, print)
+    players = m.players()
+    optimizers = {name: player.build_optimizer() for name, player in players.items()}
+    random = np.random.RandomState(0)
+    for step in range(steps):
+        rows = random.randint(0, len(images), m.config.batch_size)
+        for name, player in players.items():
+            optimizers[name].zero_grad(set_to_none=True)
+            m.loss(m.prepare(images.batch(rows), rows), name, Progress(step, steps))[0].backward()
+            optimizers[name].param_groups[0]["lr"] = player.lr_at(Progress(step, steps))
+            optimizers[name].step()
+        m.after_step(Progress(step, steps))
+    return m.eval()
+
+
+@pytest.mark.slow
+def test_it_learns_heads_and_with_learning_rate_0_it_does_not(tmp_path: Path) -> None:
+    writing.make("heads", tmp_path / "heads", 250, 0, "tiny", ["reach=1.45"])
+    train, test = (open_eval(tmp_path / "heads", part, 16, cache_dir=tmp_path / "cache") for part in ("train", "test"))
+    images = Pictures(train.images.batch(np.arange(len(train))).numpy())
+    views = train.views()
+    assert views is not None
+    scores = {}
+    for lr, steps in ((2e-3, 300), (0.0, 2)):
+        m = method(lr=lr, width=16, critic_width=16)
+        m.given["pose"] = Told(np.stack([view.rotation for view in views]))
+        (tmp_path / str(lr)).mkdir()
+        scores[lr] = trained(m, images, tmp_path / str(lr), steps).evaluate(EvalData(None, test))
+    learned, still = scores[2e-3], scores[0.0]
+    bar = 0.65 * learned["chamfer"].baselines["ellipsoid"]
+    assert learned["chamfer"].value < bar < still["chamfer"].value
+    assert learned["azimuth_correlation"].value > 0.7 > still["azimuth_correlation"].value
+    assert learned["thick_enough"].value == 1 and learned["relief"].value > 0.8
+    assert learned["area_error"].value < 0.3
+
+
+def test_config_fields_have_words() -> None:
+    from selftaught.core.config import field_help
+
+    assert all(len(text) > 10 for text in field_help(ShapeGANConfig).values())
