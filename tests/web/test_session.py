@@ -120,15 +120,15 @@ def test_long_play_takes_no_more_memory(session: Session) -> None:
         return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     session.do({"do": "record", "on": True})
-    for i in range(90):
+    for i in range(70):
         session.do({"do": "act", "key": i % 6})
     before = megabytes()
-    for i in range(240):
+    for i in range(150):
         session.do({"do": "act", "key": i % 5})
-        if i % 80 == 0:
-            session.do({"do": "reset", "scene": i // 80})
+        if i % 50 == 0:
+            session.do({"do": "reset", "scene": i // 50})
     grown = megabytes() - before
-    assert len(session.moments) <= 65 and grown < 25, f"{grown:.1f} MB more after 240 steps"
+    assert len(session.moments) <= 65 and grown < 25, f"{grown:.1f} MB more after 150 steps"
 
 
 def test_a_picture_of_one_s_own(session: Session) -> None:
