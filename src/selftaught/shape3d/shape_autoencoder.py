@@ -193,6 +193,8 @@ class ShapeAutoencoder(Method):
         with torch.no_grad():
             made = self.maker.render(self.maker(z), views).image
         found = self.encoder(torch.cat([made, batch.pictures]) * 2 - 1)
+        if not all(bool(part.isfinite().all()) for part in found):
+            return torch.stack([part.sum() for part in found]).sum(), {}  # the loop undoes the step, the renderer would refuse it
         first, second = (Found(*(part[rows] for part in found)) for rows in (slice(0, len(z)), slice(len(z), None)))
         total, parts = self.recognition(first, z, views)
         errors, sure, points = self.reconstruction(second, batch.pictures)

@@ -15,7 +15,7 @@ Cost at `small`: about 0.1 s per step of 16 pictures of 32 px on one core.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,25 +166,44 @@ def held(module: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def estimated_angles(path: Path, images: Any, viewpoint: Any, say: Any) -> np.ndarray[Any, Any]:
-    """Azimuth, elevation, roll (N, 3) float32 of all pictures as `viewpoint` estimates them; kept in a file."""
+def kept_array(path: Path, shape: tuple[int, ...], make: Callable[[], np.ndarray[Any, Any]], say: Any) -> np.ndarray[Any, Any]:
+    """A float32 array from a file when it is there and fits; made, and kept there, otherwise."""
     if path.exists():
         try:
             kept: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
         except (ValueError, EOFError):  # damaged, or another kind of file
             kept = np.zeros(0)
-        if kept.shape == (len(images), 3) and kept.dtype == np.float32 and bool(np.isfinite(kept).all()):
+        if kept.shape == shape and kept.dtype == np.float32 and bool(np.isfinite(kept).all()):
             return kept
         say(f"{path.name} does not fit the pictures; it is made again")
-    parts = np.array_split(np.arange(len(images)), -(-len(images) // 64))
-    rotations = np.concatenate([viewpoint(images.batch(rows).float() / 255).double().numpy() for rows in parts])
-    elevation = np.arcsin(np.clip(rotations[:, 2, 1], -1, 1))
-    roll = np.arctan2(-rotations[:, 0, 1], rotations[:, 1, 1])
-    found = np.stack([azimuth_of(rotations), elevation, roll], 1).astype(np.float32)
-    spread = ", ".join(f"{x:.0f}" for x in np.rad2deg(found.std(0)))
-    say(f"viewpoints were estimated; deviations of azimuth, elevation, roll: {spread} degrees")
+    found = make().astype(np.float32)
     with replacing(path) as temp:
         np.save(temp, found)
+    return found
+
+
+def estimated_angles(path: Path, images: Any, viewpoint: Any, say: Any) -> np.ndarray[Any, Any]:
+    """Azimuth, elevation, roll (N, 3) float32 of all pictures as `viewpoint` estimates them; kept in a file."""
+
+    def make() -> np.ndarray[Any, Any]:
+        parts = np.array_split(np.arange(len(images)), -(-len(images) // 64))
+        rotations = np.concatenate([viewpoint(images.batch(rows).float() / 255).double().numpy() for rows in parts])
+        elevation = np.arcsin(np.clip(rotations[:, 2, 1], -1, 1))
+        roll = np.arctan2(-rotations[:, 0, 1], rotations[:, 1, 1])
+        found = np.stack([azimuth_of(rotations), elevation, roll], 1)
+        spread = ", ".join(f"{x:.0f}" for x in np.rad2deg(found.std(0)))
+        say(f"viewpoints were estimated; deviations of azimuth, elevation, roll: {spread} degrees")
+        return found
+
+    return kept_array(path, (len(images), 3), make, say)
+
+
+def border_colour(images: Any) -> np.ndarray[Any, Any]:
+    """(3,) mean colour in [0, 1] of the borders of pictures, of at most 256 of them."""
+    rows = np.linspace(0, len(images) - 1, min(len(images), 256)).astype(int)
+    some = images.batch(rows).float() / 255
+    rim = torch.cat([some[:, :, 0], some[:, :, -1], some[..., 0], some[..., -1]], 2)
+    found: np.ndarray[Any, Any] = rim.mean((0, 2)).numpy()
     return found
 
 
@@ -228,10 +247,9 @@ class ShapeGAN(Method):
         return maker
 
     def begin(self, images: Any, run_dir: Path, say: Any) -> None:
-        """Estimate the viewpoints of all pictures once (poses.npy); backgrounds start at the mean colour of the pictures' borders."""
+        """Find, once, the viewpoints of all pictures (poses.npy) and the mean colour of their borders (border.npy) for the backgrounds."""
         self.angles = estimated_angles(run_dir / "poses.npy", images, self.given["pose"].viewpoint, say)
-        some = images.batch(np.linspace(0, len(images) - 1, min(len(images), 256)).astype(int)).float() / 255
-        rim = torch.cat([some[:, :, 0], some[:, :, -1], some[..., 0], some[..., -1]], 2).mean((0, 2))
+        rim = torch.from_numpy(kept_array(run_dir / "border.npy", (3,), lambda: border_colour(images), say))
         for maker in (self.maker, self.averaged):
             maker.ground.copy_(torch.logit(rim.clamp(0.02, 0.98)))
 
