@@ -36,10 +36,12 @@ from selftaught.measure.score import bootstrap_ci, wilson_ci
 from selftaught.measure.video import centre_error, psnr
 from selftaught.method import Actions
 from selftaught.playing import Playable
+from selftaught.report.films import sheet
 from selftaught.worlds import making, w_sprites
 from selftaught.worlds.sprites_play import SpritesPlay
 
 RESULTS = Path(__file__).resolve().parent / "results"
+PANEL = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "play" / "transfer.png"
 GAP = 6
 """Steps of the true clip from start to goal."""
 LABELS = 40
@@ -217,6 +219,31 @@ class Asked:
         }
 
 
+def panel(asked: Asked, path: Path, pairs: int = 3) -> None:
+    """The talk's picture of action transfer: a source clip; the target's first frame and what the model makes of it; the target in the world.
+
+    Sources are the clips in which most happens; targets those that begin nearest to them, because the world has a border where figures stop
+    and the model has none. Every other frame.
+    """
+    from PIL import Image
+
+    busy = np.argsort([-np.abs(np.diff(s.shifts_px, axis=0)).sum() - np.abs(s.shifts_px[:8]).sum() for s in asked.scripts], kind="stable")
+    at, rows = slice(0, 9, 2), []
+    starts = np.stack([s.positions[0] for s in asked.scripts]).astype(float)
+    for source in busy[:pairs].tolist():
+        away = np.linalg.norm(starts - starts[source], axis=1)
+        away[[i for i, s in enumerate(asked.scripts) if s.identity == asked.scripts[source].identity]] = np.inf
+        target = int(away.argmin())
+        one, other = asked.scripts[source], asked.scripts[target]
+        done = asked.model.parse(asked.clips[source : source + 1]).actions
+        done = Actions(done.shifts, torch.zeros_like(done.ground_shifts), done.codes)
+        made = rollout(asked.model, asked.model.start(asked.clips[target : target + 1, 0]), done).frames[0]
+        true = asked.drawn(w_sprites.changed(asked.recipe, other, moves=one.moves, locals=one.locals))
+        rows += [asked.clips[source, at], made[at], true[at]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet(torch.stack(rows), gap=2, zoom=2)).save(path, optimize=True)
+
+
 def row(
     score: str,
     unit: str,
@@ -365,6 +392,8 @@ def main() -> None:
     with torch.no_grad():
         asked = [Asked(a.data, run, a.clips) for run in a.runs]
         method = asked[0].run.method.name
+        if method == "lapo":
+            panel(asked[0], PANEL)
         rows = [{**r, "method": method} for r in rows_of(asked)]
     result = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), shared with other work",
