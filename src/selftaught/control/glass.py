@@ -8,7 +8,8 @@ Differs: schedules are shares of the training; group norm, because batches are s
 quantised, begin at k-means and are born again. Size `small` folds 2x2 pixels into channels, compares frames at every displacement
 instead of regressing their shift, draws on the last foreground after its shift, is taught ever more weakly by what moves otherwise
 than most of the frame (`first_teacher`), which takes the place of hundreds of thousands of steps, and makes its codes of what lasts in
-the agent's look before the drawing begins (`glass_slow.py`), because drawing did not shape any; its perceptual loss is a fixed pyramid.
+the agent's look before the drawing begins (`glass_slow.py`), because drawing did not shape any, and with them a first guess of how an
+agent looks under each (`glass_guess.py`), because drawing did not heed them; its perceptual loss is a fixed pyramid.
 Size `paper` compares features that taught themselves, in the place of VGG's, which were learned from labels.
 Cost: LMA draws frame after frame; at `small` a step takes 0.5 to 0.9 s of one CPU core.
 """
@@ -24,8 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selftaught.control.glass_figure import corners, cut, paste
 from selftaught.control.glass_gma import GMA, Layers, Moved, first_teacher, gma_losses, move
-from selftaught.control.glass_lma import LMA, Drawn, LocalLoss, lma_losses
+from selftaught.control.glass_lma import LMA, Drawn, compared, lma_losses
 from selftaught.control.glass_parts import build_gma, build_lma, perceptual_of
 from selftaught.control.glass_play import GLASSControls, parse, play
 from selftaught.control.glass_scores import glass_scores
@@ -33,7 +35,7 @@ from selftaught.core.config import read_json, write_json
 from selftaught.core.errors import RunError
 from selftaught.measure.score import Score
 from selftaught.method import Actions, Method, Parsed, Parts, Picture, Played, Player, Progress, TrainConfig
-from selftaught.nets.video_blocks import Norm, shift_layer
+from selftaught.nets.video_blocks import Norm
 from selftaught.report.films import panels
 
 
@@ -99,6 +101,8 @@ class GLASSConfig(TrainConfig):
     """Weight of the consistency of the states of real and drawn foregrounds."""
     w_vq: float = 0.1
     """Weight of the quantiser's loss."""
+    w_code: float = 0.0
+    """Weight of the recognition of codes in what is drawn by them, for `coding=slow`."""
     w_mask: float = 0.2
     """Weight of the drawn mask's error."""
     detach: bool = True
@@ -112,7 +116,9 @@ class GLASSConfig(TrainConfig):
     slow_from: float = 0.0
     """Share of the training from which looks are gathered for `coding=slow`; the codes are made at the end of the warm-up."""
     figure_px: int = 32
-    """Side of the square that an agent is cut out in for `coding=slow`; a multiple of 8."""
+    """Side of the square that an agent is cut out in for `coding=slow` and `draws=agent`; a multiple of 8."""
+    guess_parts: int = 64
+    """Principal components of the first guess of how an agent looks under a code (`glass_guess.py`), for `coding=slow`, `draws=agent`."""
     slow_dims: int = 10
     """Lasting features that are sorted into codes."""
     slow_apart: int = 5
@@ -141,6 +147,12 @@ class GLASSConfig(TrainConfig):
     """How actions enter: modulated convolutions, or maps beside the input (ablation)."""
     joint: bool = False
     """Give shift and code to every part of the dynamics (ablation)."""
+    fill: Literal["network", "around"] = "network"
+    """What fills the agent's place in backgrounds that are shown: the network, as in the paper, or the pixels around, closer ones more."""
+    draws: Literal["frame", "agent"] = "frame"
+    """What is drawn: whole frames, as in the paper, or a square of `figure_px` around the agent."""
+    swap_frac: float = 0.0
+    """Share of the shown frames that hold the agent as it looks in another frame of the clip: the code alone says how it looks next."""
     residual: bool = True
     """Draw on the last foreground after its shift, through a gate; false draws all of it from the state, as the paper does."""
     actions: Literal["learned", "none"] = "learned"
@@ -196,7 +208,8 @@ class GLASS(Method):
         ),
         "small": GLASSConfig(
             batch_size=8, steps=420, lr=2e-3, weight_decay=1e-4, clip_norm=1.0, warm_frac=0.5, teach_frac=0.9, gma_every=3, window=12,
-            drawn=5, coding="slow", slow_from=0.2, real_frames=(0.5, 0.75), perceptual="pyramid",
+            drawn=5, coding="slow", slow_from=0.2, draws="agent", swap_frac=0.5, w_code=0.05, fill="around", real_frames=(0.5, 0.75),
+            perceptual="pyramid",
         ),
         "paper": PAPER,
     }  # fmt: skip
@@ -306,7 +319,8 @@ class GLASS(Method):
         if not warm:
             if c.detach:
                 layers, moved = Layers(*(x.detach() for x in layers)), Moved(*(x.detach() for x in moved))
-            local, more = self.local_loss(layers, moved, self.real_at(frac, clip.shape[1]), self.temperature_at(frac))
+            real = self.real_at(frac, clip.shape[1])
+            local, more = self.local_loss(layers, moved, real, self.temperature_at(frac), self.swapped(batch, layers, real))
             total, parts = total + local, parts | more
         # The loss is another one when LMA begins and when the teacher ends: its course is judged anew then.
         parts["phase"] = float(not warm)
@@ -319,6 +333,9 @@ class GLASS(Method):
         frames = batch.flatten(0, 1)
         m = self.gma.masks(frames)
         self.lma.slow.remember(self.lma.slow.seen(m * frames, m).unflatten(0, batch.shape[:2]))
+        if self.lma.guess is not None:
+            side = self.config.figure_px
+            self.lma.guess.remember(cut(torch.cat([m * frames, m], 1), corners(m, side), side).unflatten(0, batch.shape[:2]))
 
     def global_loss(self, clip: Tensor, layers: Layers, moved: Moved, teach: float) -> tuple[Tensor, Parts]:
         """GMA's losses, weighted; (scalar, numbers to log)."""
@@ -342,63 +359,88 @@ class GLASS(Method):
         cross = -(moving * m.log() + (1 - moving) * (1 - m).log()).mean()
         return (layers.ground_shifts - shifts).abs().mean() * 10 + cross
 
-    def local_loss(self, layers: Layers, moved: Moved, real: int, temperature: float) -> tuple[Tensor, Parts]:
-        """LMA's losses, weighted; the first `real` frames are shown, then the network's own."""
-        c = self.config
+    def local_loss(self, layers: Layers, moved: Moved, real: int, temperature: float, other: Tensor | None = None) -> tuple[Tensor, Parts]:
+        """LMA's losses, weighted; the first `real` frames are shown, or `other` ones (B, real, 4, H, W), then the network's own."""
+        c, lma = self.config, self.lma
         B, T = layers.masks.shape[:2]
-        encode = self.lma.state
-        states = encode(layers.foregrounds.flatten(0, 1)).unflatten(0, (B, T))
-        q = self.lma.code(
+        canvases = torch.cat([layers.foregrounds, layers.masks], 2)
+        states = lma.see(canvases.flatten(0, 1)).unflatten(0, (B, T))
+        q = lma.code(
             moved.foregrounds.flatten(0, 1), layers.foregrounds[:, 1:].flatten(0, 1), layers.masks[:, 1:].flatten(0, 1),
             states[:, 1:].flatten(0, 1), temperature, learn=self.training,
         )  # fmt: skip
-        drawn, seen, own = self.unroll(layers, states, q.vectors.unflatten(0, (B, T - 1)), real)
-        losses = lma_losses(LocalLoss(
-            layers.foregrounds[:, 1:], layers.foregrounds[:, :-1], moved.foregrounds, layers.masks[:, 1:],
-            [torch.stack(s, 1) for s in zip(*(d.scales for d in drawn), strict=True)], seen, torch.stack([d.mask for d in drawn], 1),
-            (states[:, 1:], own),
-        ))  # fmt: skip
+        before = canvases if other is None else torch.cat([other, canvases[:, other.shape[1] :]], 1)
+        drawn, seen, own = self.unroll(before, states if other is None else None, layers.shifts, q.vectors.unflatten(0, (B, T - 1)), real)
+        losses = lma_losses(compared(canvases[:, 1:], before[:, :-1], moved.foregrounds, drawn, seen, (states[:, 1:], own), real))
         weights = {"global_motion": c.w_global_motion, "local_motion": c.w_local_motion, "state": c.w_state, "mask": c.w_mask}
-        if self.lma.slow is None:
+        if lma.slow is None:
             losses["vq"], weights["vq"] = q.loss, c.w_vq
         if c.perceptual != "none":
             losses["perceptual"] = self.foreground_perceptual(drawn, layers.foregrounds[:, 1:])
             weights["perceptual"] = c.w_perceptual
+        if lma.slow is not None and c.w_code and c.actions == "learned":
+            losses["code"], weights["code"] = self.told_apart(canvases, states, drawn, q.codes.unflatten(0, (B, T - 1))), c.w_code
         parts = {f"local_{k}": float(v.detach()) for k, v in losses.items()}
-        parts |= {"real_frames": float(real), "code_perplexity": self.lma.codes.perplexity()}
+        parts |= {"real_frames": float(real), "code_perplexity": lma.codes.perplexity()}
         parts["usage_frac"] = parts["code_perplexity"] / c.codes
         return _weighted(losses, weights), parts
 
-    def unroll(self, layers: Layers, states: Tensor, codes: Tensor, real: int) -> tuple[list[Drawn], Tensor, Tensor]:
-        """Draw frames 1 to T - 1; returns them, what was shown before each (B, T - 1, 3, H, W), and the states of the drawn ones."""
-        T = states.shape[1]
-        encode = self.lma.state
-        memory = self.lma.dynamics.start(len(states), (states.shape[-2], states.shape[-1]))
+    def unroll(
+        self, canvases: Tensor, states: Tensor | None, shifts: Tensor, codes: Tensor, real: int
+    ) -> tuple[list[Drawn], Tensor, Tensor]:
+        """Draw frames 1 to T - 1; returns them, what was shown before each (B, T - 1, 4, H, W), and the states of the drawn ones."""
+        T = canvases.shape[1]
+        see = self.lma.see
         drawn: list[Drawn] = []
         seen: list[Tensor] = []
         own: list[Tensor] = []
+        memory: Any = None
         for t in range(T - 1):
             shown = t < real
-            seen.append(layers.foregrounds[:, t] if shown else drawn[-1].scales[0])
-            canvas = torch.cat([seen[-1], layers.masks[:, t] if shown else drawn[-1].mask], 1)
-            one, memory = self.step(states[:, t] if shown else own[-1], canvas, layers.shifts[:, t], codes[:, t], memory)
+            seen.append(canvases[:, t] if shown else drawn[-1].whole)
+            state = own[-1] if not shown else see(canvases[:, t]) if states is None else states[:, t]
+            one, memory = self.step(state, seen[-1], shifts[:, t], codes[:, t], memory)
             drawn.append(one)
-            own.append(encode(drawn[-1].scales[0]))
+            own.append(see(one.whole))
         return drawn, torch.stack(seen, 1), torch.stack(own, 1)
 
     def step(self, state: Tensor, canvas: Tensor, shift: Tensor, code: Tensor, memory: Any) -> tuple[Drawn, Any]:
         """One step: the state (B, C, h, w) of a foreground, and itself with its mask (B, 4, H, W), to the next drawn one."""
         if self.config.actions == "none":
             shift, code = torch.zeros_like(shift), torch.zeros_like(code)
-        # A shift of one is half a frame: brought to about 1 for what agents do in one step.
-        y, memory = self.lma.dynamics(self.lma.state.compressed(state), 8 * shift, code, memory)
-        moved = shift_layer(canvas, shift, "zeros") if self.config.residual else None
-        return self.lma.renderer(y, moved), memory
+        return self.lma.step(state, canvas, shift, code, memory)
+
+    def told_apart(self, canvases: Tensor, states: Tensor, drawn: list[Drawn], codes: Tensor) -> Tensor:
+        """Whether codes (B, T - 1) are recognised in what was drawn, and any code in what it makes of the first canvas, unmoved."""
+        lma, slow = self.lma, self.lma.slow
+        assert slow is not None
+        other = torch.randint(self.codes, codes[:, 0].shape, device=codes.device)
+        still = canvases.new_zeros(len(other), 2)
+        one, _ = self.step(states[:, 0], canvases[:, 0], still, lma.vectors(other), None)
+        whole = torch.cat([torch.stack([d.whole for d in drawn], 1).flatten(0, 1), one.whole])
+        return slow.recognised(whole, torch.cat([codes.flatten(), other]))
+
+    @torch.no_grad()
+    def swapped(self, batch: Tensor, layers: Layers, real: int) -> Tensor | None:
+        """Canvases (B, real, 4, H, W) of which a share holds the agent as it looks in another frame of its clip (B, T, 3, H, W)."""
+        c, side = self.config, self.config.figure_px
+        if not c.swap_frac:
+            return None
+        B, T, R = *batch.shape[:2], min(real, layers.masks.shape[1])
+        here = torch.cat([layers.foregrounds, layers.masks], 2)[:, :R]
+        others = batch[torch.arange(B)[:, None], torch.randint(T, (B, R))].flatten(0, 1)
+        m = self.gma.masks(others)
+        look = cut(torch.cat([m * others, m], 1), corners(m, side), side)
+        own = here.flatten(0, 1)
+        put = paste(look, corners(own[:, 3:], side), torch.zeros_like(own)).unflatten(0, (B, R))
+        return torch.where((torch.rand(B, R) < c.swap_frac).to(batch.device)[..., None, None, None], put, here)
 
     def foreground_perceptual(self, drawn: list[Drawn], real: Tensor) -> Tensor:
         """Distance in features: at every scale (VGG, pyramid), or at full size (features)."""
         scales = [torch.cat(s) for s in zip(*(d.scales for d in drawn), strict=True)]
         target = real.transpose(0, 1).flatten(0, 1)
+        if drawn[0].corner is not None:
+            target = cut(target, torch.cat([d.corner for d in drawn]), self.lma.side)
         used = scales[:1] if self.config.perceptual == "features" else scales
         total = real.new_zeros(())
         for x in used:
@@ -415,6 +457,8 @@ class GLASS(Method):
             # The next step is the first that draws.
             if (progress.step + 1) / max(progress.total, 1) >= c.warm_frac:
                 lma.slow.start()
+                if lma.guess is not None:
+                    lma.guess.start(lma.slow)
         elif progress.frac >= c.warm_frac and c.dead_below > 0 and lma.quantiser is not None:
             lma.quantiser.renew(c.dead_below, c.dead_every)
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from selftaught.control.glass_figure import corners, cut, paste
+from selftaught.control.glass_guess import FirstGuess
 from selftaught.control.glass_slow import SlowCodes
 from selftaught.nets.quantiser import Quantised, Quantiser
-from selftaught.nets.video_blocks import ConvLSTM, ModConv, Norm, ResBlock, UpBlock, norm_layer
+from selftaught.nets.video_blocks import ConvLSTM, ModConv, Norm, ResBlock, UpBlock, norm_layer, shift_layer
 
 State = tuple[tuple[Tensor, Tensor], ...]
 
@@ -129,16 +131,24 @@ class Dynamics(nn.Module):
 
 
 class Drawn(NamedTuple):
-    """A drawn foreground: `scales` are (B, 3, H, W) in [-1, 1] at full, half (and quarter) size; `mask` (B, 1, H, W) in [0, 1]."""
+    """A drawn foreground, in the whole frame or in a square around the agent, and the whole frame that it makes."""
 
     scales: list[Tensor]
+    """(B, 3, h, w) in [-1, 1] at full, half (and quarter) size."""
     mask: Tensor
+    """(B, 1, h, w) in [0, 1]."""
+    whole: Tensor
+    """(B, 4, H, W): the next canvas: foreground and mask."""
+    moved: Tensor | None = None
+    """(B, 4, h, w): what was drawn on: the last canvas after its shift."""
+    corner: Tensor | None = None
+    """(B, 2): where in the frame the square begins; none where the whole frame is drawn."""
 
 
 class Renderer(nn.Module):
     """Features to a foreground at every scale and a mask; the last doubling is a fold of channels where pixels are folded."""
 
-    def __init__(self, hidden: int, widths: tuple[int, int, int], fold: int, norm: Norm, residual: bool):
+    def __init__(self, hidden: int, widths: tuple[int, int, int], fold: int, norm: Norm, residual: bool, guessed: bool = False):
         super().__init__()
         self.fold, self.residual = fold, residual
         a, b, c = widths
@@ -161,14 +171,15 @@ class Renderer(nn.Module):
         else:
             drawing = nn.Conv2d(c, 5 * fold**2, 3, padding=1)
             assert drawing.bias is not None
-            drawing.bias.data[-(fold**2) :] = -1.5  # gates begin nearly closed: the shift alone
-            self.change = nn.Sequential(nn.Conv2d(c + 4 * fold**2, c, 3, padding=1), nn.LeakyReLU(0.2), drawing)
+            drawing.bias.data[-(fold**2) :] = 0.0 if guessed else -1.5  # gates begin nearly closed: the shift alone
+            self.change = nn.Sequential(nn.Conv2d(c + (8 if guessed else 4) * fold**2, c, 3, padding=1), nn.LeakyReLU(0.2), drawing)
 
-    def forward(self, x: Tensor, moved: Tensor | None = None) -> Drawn:
-        """(B, hidden, h, w) to the foreground, coarse scales last.
+    def forward(self, x: Tensor, moved: Tensor | None = None, guess: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """(B, hidden, h, w) to the foreground at every scale, coarse ones last, and the mask.
 
         With `residual` the last foreground and its mask after the shift, `moved` (B, 4, H, W), are the canvas: a gate says where
         something new is drawn, drawn = (1 - gate) moved + gate new. What the shift alone explains need not be remembered by the state.
+        With a `guess` (B, 4, H, W) of how the agent looks, new = guess + change.
         """
         coarse: list[Tensor] = []
         for i, stage in enumerate(self.stages):
@@ -178,13 +189,24 @@ class Renderer(nn.Module):
                 coarse.append(torch.tanh(self.heads[i](x)).float())
         if self.residual:
             assert moved is not None
-            y = F.pixel_shuffle(self.change(torch.cat([x, F.pixel_unshuffle(moved, self.fold)], 1)), self.fold).float()
+            known = moved if guess is None else torch.cat([moved, guess], 1)
+            y = F.pixel_shuffle(self.change(torch.cat([x, F.pixel_unshuffle(known, self.fold)], 1)), self.fold).float()
             gate = torch.sigmoid(y[:, 4:])
-            new = torch.cat([torch.tanh(y[:, :3]), torch.sigmoid(y[:, 3:4])], 1)
+            if guess is None:
+                new = torch.cat([torch.tanh(y[:, :3]), torch.sigmoid(y[:, 3:4])], 1)
+            else:
+                new = torch.cat([(guess[:, :3] + y[:, :3]).clamp(-1, 1), (guess[:, 3:] + y[:, 3:4]).clamp(0, 1)], 1)
             y = (1 - gate) * moved + gate * new
-            return Drawn([y[:, :3], *reversed(coarse)], y[:, 3:])
+            return [y[:, :3], *reversed(coarse)], y[:, 3:]
         y = torch.tanh(F.pixel_shuffle(self.final(x), self.fold)).float()
-        return Drawn([y[:, :3], *reversed(coarse)], 0.5 * (y[:, 3:] + 1))
+        return [y[:, :3], *reversed(coarse)], 0.5 * (y[:, 3:] + 1)
+
+
+class Memory(NamedTuple):
+    """What the drawing remembers: the states of the dynamics, and who the agent is, (B, P), which is read once, for the first guess."""
+
+    cells: State
+    who: Tensor
 
 
 class LMA(nn.Module):
@@ -192,9 +214,10 @@ class LMA(nn.Module):
 
     def __init__(
         self, state: StateNet, action: ActionNet | None, quantiser: Quantiser | None, slow: SlowCodes | None, dynamics: Dynamics,
-        renderer: Renderer,
+        renderer: Renderer, guess: FirstGuess | None, side: int,
     ):  # fmt: skip
         super().__init__()
+        self.guess, self.side = guess, side
         self.state, self.action, self.quantiser, self.slow = state, action, quantiser, slow
         self.dynamics, self.renderer = dynamics, renderer
 
@@ -205,6 +228,42 @@ class LMA(nn.Module):
         assert kept is not None
         return kept
 
+    def see(self, canvas: Tensor) -> Tensor:
+        """E of canvases (N, 4, H, W): foregrounds and masks; of the square around the agent where that is drawn."""
+        return self.state(cut(canvas, corners(canvas[:, 3:], self.side), self.side)[:, :3] if self.side else canvas[:, :3])
+
+    def begin(self, state: Tensor, canvas: Tensor) -> Memory:
+        """The memory before the first canvas (B, 4, H, W), and `see` of it."""
+        who = canvas.new_zeros(len(canvas), 0)
+        if self.guess is not None:
+            who = self.guess.who(cut(canvas, corners(canvas[:, 3:], self.side), self.side))
+        return Memory(self.dynamics.start(len(state), (state.shape[-2], state.shape[-1])), who)
+
+    def step(self, state: Tensor, canvas: Tensor, shift: Tensor, code: Tensor, memory: Memory | None) -> tuple[Drawn, Memory]:
+        """One step: a canvas (B, 4, H, W) and `see` of it to the next one, after `shift` (B, 2) and by the vector of a code."""
+        moved = shift_layer(canvas, shift, "zeros") if self.renderer.residual else None
+        square, corner = moved, None
+        if self.side and moved is not None:
+            corner = corners(moved[:, 3:], self.side)
+            square = cut(moved, corner, self.side)
+        memory = memory or self.begin(state, canvas)
+        guess = None
+        if self.guess is not None and square is not None:
+            K = len(self.guess.maps)
+            guess, code = self.guess(memory.who, code[:, -K:], square), code[:, :-K]
+        # A shift of one is half a frame: brought to about 1 for what agents do in one step.
+        y, cells = self.dynamics(self.state.compressed(state), 8 * shift, code, memory.cells)
+        scales, mask = self.renderer(y, square, guess)
+        whole = torch.cat([scales[0], mask], 1)
+        if corner is not None and moved is not None:
+            whole = paste(whole, corner, moved)
+        return Drawn(scales, mask, whole, square, corner), Memory(cells, memory.who)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """What the drawing is told of codes (...): their vectors, and which they are where there is a guess for each."""
+        found = self.codes.look_up(codes)
+        return found if self.guess is None else torch.cat([found, F.one_hot(codes, len(self.guess.maps)).to(found)], -1)
+
     def code(
         self, moved: Tensor, after: Tensor, masks: Tensor, state: Tensor | None = None, temperature: float = 1.0, learn: bool = False
     ) -> Quantised:
@@ -213,7 +272,7 @@ class LMA(nn.Module):
             codes = self.slow(self.slow.seen(after, masks))
             if learn:
                 self.slow.count(codes)
-            return Quantised(codes, self.slow.look_up(codes), after.new_zeros(()))
+            return Quantised(codes, self.vectors(codes), after.new_zeros(()))
         assert self.action is not None and self.quantiser is not None
         attended, state = self.state.attended, self.state(after) if state is None else state
         return self.quantiser(self.action(attended(self.state(moved)), attended(state)), temperature, learn=learn)
@@ -237,6 +296,26 @@ class LocalLoss(NamedTuple):
     drawn_masks: Tensor
     states: tuple[Tensor, Tensor]
     """E(f_{t+1}) and E(f^_{t+1})."""
+
+
+def compared(
+    real: Tensor, before: Tensor, moved: Tensor, drawn: list[Drawn], seen: Tensor, states: tuple[Tensor, Tensor], shown: int
+) -> LocalLoss:
+    """What the losses compare, in the squares that were drawn or in whole frames, of canvases (B, T - 1, 4, H, W); `moved` has no masks."""
+    scales = [torch.stack(s, 1) for s in zip(*(d.scales for d in drawn), strict=True)]
+    side = scales[0].shape[-1]
+
+    def square(x: Tensor) -> Tensor:
+        cuts = [cut(x[:, t], d.corner, side) if d.corner is not None else x[:, t] for t, d in enumerate(drawn)]
+        return torch.stack(cuts, 1)
+
+    real, before, seen, moved = (square(x) for x in (real, before, seen, moved))
+    # What was shown need not be what was there before: then the shown one after its shift is what the shift explains.
+    known = [d.moved[:, :3] for d in drawn[:shown] if d.moved is not None]
+    if known:
+        moved = torch.cat([torch.stack(known, 1), moved[:, len(known) :]], 1)
+    drawn_masks = torch.stack([d.mask for d in drawn], 1)
+    return LocalLoss(real[:, :, :3], before[:, :, :3], moved, real[:, :, 3:], scales, seen[:, :, :3], drawn_masks, states)
 
 
 def lma_losses(x: LocalLoss) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from selftaught.control.glass_gma import GMA, Inpainter, MaskNet, ShiftCorrelator, ShiftRegressor
+from selftaught.control.glass_guess import FirstGuess
 from selftaught.control.glass_lma import LMA, ActionNet, Dynamics, Renderer, StateNet
 from selftaught.control.glass_slow import SlowCodes
 from selftaught.nets.perceptual import FeatureDistance, PyramidDistance, VGGDistance
@@ -33,13 +34,16 @@ def _shift(c: Any, reach_px: int, whole: bool) -> nn.Module:
 def build_lma(c: Any) -> LMA:
     """States, actions, quantiser, dynamics and renderer, for a `GLASSConfig`."""
     width, slow = c.state_widths[2], c.coding == "slow"
+    side = c.figure_px if c.draws == "agent" else 0
+    guessed = slow and bool(side) and c.residual
     return LMA(
         StateNet(c.state_widths, c.compressed, c.fold, c.norm),
         None if slow else ActionNet(width, width, c.code_dim, c.bilinear, c.direction, c.norm),
         None if slow else Quantiser(c.codes, c.code_dim, c.quantiser, c.vq_convention),
         SlowCodes(c.codes, c.code_dim, c.figure_px, c.slow_dims, c.slow_apart, c.slow_who, c.slow_ridge) if slow else None,
         Dynamics(c.compressed, c.hidden, c.code_dim, c.conditioned, c.joint, c.norm),
-        Renderer(c.hidden, c.render_widths, c.fold, c.norm, c.residual),
+        Renderer(c.hidden, c.render_widths, c.fold, c.norm, c.residual, guessed),
+        FirstGuess(c.codes, side, c.window, c.guess_parts) if guessed else None, side,
     )
 
 

@@ -8,9 +8,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from selftaught.control.lapo_nets import from_around
 from selftaught.control.stepping import mask_centres, picture_distance
 from selftaught.method import Act, Actions, ActionSpace, Parsed, Played
 from selftaught.nets.video_blocks import shift_layer
+
+
+def filled(model: Any, frames: Tensor, masks: Tensor) -> Tensor:
+    """Backgrounds (N, 3, H, W) of frames in [-1, 1], filled in under grown masks (N, 1, H, W)."""
+    grown = F.max_pool2d(masks, 3, 1, 1)
+    if model.config.fill == "network":
+        return model.gma.inpaint(frames, grown)
+    # A soft edge of the mask still shows the agent, which would be painted into the hole.
+    seen = (F.max_pool2d(masks, 5, 1, 2) < 0.5).float()
+    return frames * (1 - grown) + from_around(frames, seen) * grown
 
 
 @torch.no_grad()
@@ -23,7 +34,10 @@ def parse(model: Any, clips: Tensor) -> Parsed:
     found = model.lma.code(moved, after, layers.masks[:, 1:].flatten(0, 1))
     codes = found.codes.unflatten(0, (B, T - 1))
     masks = layers.masks[:, :, 0]
-    unit = (layers.backgrounds.clamp(-1, 1) + 1) / 2
+    backgrounds = layers.backgrounds
+    if model.config.fill != "network":
+        backgrounds = filled(model, 2 * clips.flatten(0, 1) - 1, layers.masks.flatten(0, 1)).unflatten(0, (B, T))
+    unit = (backgrounds.clamp(-1, 1) + 1) / 2
     return Parsed(masks, clips * layers.masks, unit, Actions(layers.shifts, layers.ground_shifts, codes))
 
 
@@ -36,27 +50,26 @@ def play(model: Any, first: Tensor, actions: Actions, real: Tensor | None = None
     """
     x = 2 * first - 1
     m = model.gma.masks(x)
-    background = model.gma.inpaint(x, F.max_pool2d(m, 3, 1, 1))
-    shown, mask = m * x, m
+    background = filled(model, x, m)
+    shown = torch.cat([m * x, m], 1)
     if real is not None:
         T = real.shape[1]
         every = 2 * real.flatten(0, 1) - 1
         real_masks = model.gma.masks(every)
         reals = torch.cat([real_masks * every, real_masks], 1).unflatten(0, (len(real), T))
-    vectors = model.lma.codes.look_up(actions.codes)
+    vectors = model.lma.vectors(actions.codes)
     ground = actions.ground_shifts.cumsum(1)
     memory = None
     frames, masks = [first], [m[:, 0]]
     for t in range(actions.codes.shape[1]):
-        canvas = torch.cat([shown, mask], 1) if real is None else reals[:, t]
-        state = model.lma.state(canvas[:, :3])
-        memory = memory or model.lma.dynamics.start(len(x), (state.shape[2], state.shape[3]))
+        canvas = shown if real is None else reals[:, t]
+        state = model.lma.see(canvas)
         drawn, memory = model.step(state, canvas, actions.shifts[:, t], vectors[:, t], memory)
-        shown, mask = drawn.scales[0], drawn.mask
+        shown = drawn.whole
         moved = shift_layer(background, ground[:, t], "border", "nearest")
-        frame = shown + (1 - drawn.mask) * moved
+        frame = shown[:, :3] + (1 - shown[:, 3:]) * moved
         frames.append(((frame + 1) / 2).clamp(0, 1))
-        masks.append(drawn.mask[:, 0])
+        masks.append(shown[:, 3])
     return Played(torch.stack(frames, 1), torch.stack(masks, 1))
 
 
@@ -93,22 +106,23 @@ class GLASSControls:
         for t in range(clips.shape[1]):
             m = model.gma.masks(x[:, t])
             shown = torch.cat([m * x[:, t], m], 1)
-            state = model.lma.state(shown[:, :3])
-            memory = memory or model.lma.dynamics.start(len(x), (state.shape[2], state.shape[3]))
+            state = model.lma.see(shown)
             if actions is not None and t < clips.shape[1] - 1:
-                vector = model.lma.codes.look_up(actions.codes[:, t])
+                vector = model.lma.vectors(actions.codes[:, t])
                 _, memory = model.step(state, shown, actions.shifts[:, t], vector, memory)
-        background = model.gma.inpaint(x[:, -1], F.max_pool2d(m, 3, 1, 1))
+        memory = memory or model.lma.begin(state, shown)
+        background = filled(model, x[:, -1], m)
         return GLASSState(shown, background, torch.zeros(len(x), 2), memory, clips[:, -1])
 
     @torch.no_grad()
     def step(self, state: GLASSState, act: Act) -> GLASSState:
         model = self.model
-        vector = model.lma.codes.look_up(act.codes)
-        drawn, memory = model.step(model.lma.state(state.shown[:, :3]), state.shown, act.shifts, vector, state.memory)
+        vector = model.lma.vectors(act.codes)
+        drawn, memory = model.step(model.lma.see(state.shown), state.shown, act.shifts, vector, state.memory)
         ground = state.ground + act.ground
-        frame = drawn.scales[0] + (1 - drawn.mask) * shift_layer(state.background, ground, "border", "nearest")
-        return GLASSState(torch.cat([drawn.scales[0], drawn.mask], 1), state.background, ground, memory, ((frame + 1) / 2).clamp(0, 1))
+        shown = drawn.whole
+        frame = shown[:, :3] + (1 - shown[:, 3:]) * shift_layer(state.background, ground, "border", "nearest")
+        return GLASSState(shown, state.background, ground, memory, ((frame + 1) / 2).clamp(0, 1))
 
     def render(self, state: GLASSState) -> Tensor:
         return state.frame

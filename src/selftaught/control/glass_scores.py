@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from selftaught.control.baselines import CopyLast, Model, Oracle, PhaseCorrelation, Predicts, Still, decoded
+from selftaught.control.glass_figure import corners, cut
 from selftaught.control.glass_gma import first_teacher
 from selftaught.data.clip_truth import ClipTest, ClipTruth
 from selftaught.measure import actions as act
@@ -164,6 +165,7 @@ def code_scores(model: Any, data: ClipTest, found: Found) -> dict[str, Score]:
         effects.append(code_effects(model, clips[:8, 0], K))
     same = np.concatenate(again)
     usual = np.bincount(codes.ravel(), minlength=K).max() / codes.size
+    own, chance = separation(np.concatenate(effects))
     return {
         "code_perplexity": Score(act.perplexity(codes, K), n, nan, "higher", f"of {K}", {"one code": 1.0}),
         "dead_codes": Score(act.dead_share(codes, K), n, nan, "lower", "share"),
@@ -171,20 +173,32 @@ def code_scores(model: Any, data: ClipTest, found: Found) -> dict[str, Score]:
             same.astype(float), "share equal", note="parse, generate, parse again", most_frequent=np.full_like(same, usual, dtype=float)
         ),
         "effect_separation": Score(
-            act.effect_separation(np.concatenate(effects)), n, nan, "higher", "share", {}, "of what each code changes, at 1/4 of the size"
+            own, sum(map(len, effects)), nan, "higher", "share", {"shuffled": chance}, "of what each code changes around the agent"
         ),
     }
 
 
 def code_effects(model: Any, first: Tensor, count: int) -> np.ndarray:
-    """(B, K, D): what each code, without any shift, changes in the next frame, at a quarter of the size."""
+    """(B, K, D): what each code, without any shift, changes in the next frame, in a square around the agent, at a quarter of the size.
+
+    Around the agent, because it stands elsewhere in each clip: over whole frames one and the same effect never meets itself.
+    """
     effects = []
     for k in range(count):
         codes = torch.full((len(first), 1), k)
         zero = torch.zeros(len(first), 1, 2)
-        frame = model.play(first, Actions(zero, zero, codes)).frames[:, 1]
-        effects.append(torch.nn.functional.avg_pool2d(frame - first, 4).flatten(1))
+        played = model.play(first, Actions(zero, zero, codes))
+        side = model.config.figure_px
+        change = cut(played.frames[:, 1] - first, corners(played.masks[:, :1], side), side)
+        effects.append(torch.nn.functional.avg_pool2d(change, 4).flatten(1))
     return torch.stack(effects, 1).numpy()
+
+
+def separation(effects: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Effect separation of (N, K, D), and what it is by chance: with codes shuffled within each start."""
+    orders = np.random.default_rng(seed).permuted(np.tile(np.arange(effects.shape[1]), (len(effects), 1)), axis=1)
+    shuffled = np.take_along_axis(effects, orders[:, :, None], 1)
+    return act.effect_separation(effects), act.effect_separation(shuffled)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from selftaught.control.glass_figure import corners, cut
 from selftaught.core.launch import all_reduce_sum, gather
 from selftaught.nets.quantiser import k_means
 
@@ -32,17 +33,8 @@ def figures(foregrounds: Tensor, masks: Tensor, side: int) -> Tensor:
 
     What lies outside of the frame is empty, and so is what the mask gives less than one half.
     """
-    N, _, H, W = foregrounds.shape
-    m = masks[:, 0].float()
-    weight = m.sum((1, 2)).clamp(min=1e-6)
-    x = ((m.sum(1) * torch.arange(W, device=m.device)).sum(1) / weight).round().long().clamp(0, W - 1)
-    y = ((m.sum(2) * torch.arange(H, device=m.device)).sum(1) / weight).round().long().clamp(0, H - 1)
-    half = side // 2
     solid = (masks > 0.5).float()
-    sheet = F.pad(torch.cat([foregrounds.float() * solid, solid], 1), (half, half, half, half))
-    steps = torch.arange(side, device=m.device)
-    rows, columns = (y[:, None] + steps)[:, :, None], (x[:, None] + steps)[:, None]
-    return sheet[torch.arange(N, device=m.device)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
+    return cut(torch.cat([foregrounds.float() * solid, solid], 1), corners(masks, side), side)
 
 
 def looks(figure: Tensor) -> Tensor:
@@ -54,9 +46,10 @@ def looks(figure: Tensor) -> Tensor:
     x, mask = figure[:, :3], figure[:, 3:]
     g = F.pad(x, (1, 1, 1, 1))
     gx, gy = g[:, :, 1:-1, 2:] - g[:, :, 1:-1, :-2], g[:, :, 2:, 1:-1] - g[:, :, :-2, 1:-1]
+    best = (gx.square() + gy.square()).argmax(1, keepdim=True)
+    gx, gy = gx.gather(1, best), gy.gather(1, best)
+    gx = torch.where((gx == 0) & (gy == 0), 1e-6, gx)  # an angle of nothing has no gradient
     strength = (gx.square() + gy.square()).sqrt()
-    best = strength.argmax(1, keepdim=True)
-    gx, gy, strength = (v.gather(1, best) for v in (gx, gy, strength))
     strength = strength / (strength + 0.3)
     turn = torch.atan2(gy, gx).remainder(math.pi) / math.pi * BINS
     low = turn.floor()
@@ -98,6 +91,7 @@ class SlowCodes(nn.Module):
     middle: Tensor
     spread: Tensor
     centres: Tensor
+    sigma2: Tensor
     recent: Tensor
     filled: Tensor
     started: Tensor
@@ -118,6 +112,7 @@ class SlowCodes(nn.Module):
         self.register_buffer("middle", torch.zeros(slow))
         self.register_buffer("spread", torch.ones(slow))
         self.register_buffer("centres", torch.zeros(codes, slow))
+        self.register_buffer("sigma2", torch.ones(()))
         self.register_buffer("recent", torch.zeros(RECENT, D))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
         self.register_buffer("started", torch.zeros((), dtype=torch.int64))
@@ -166,6 +161,7 @@ class SlowCodes(nn.Module):
         tries = [k_means(vectors, len(self.codebook)) for _ in range(16)]
         errors = [float(torch.cdist(vectors, t).amin(1).square().sum()) for t in tries]
         self.centres.copy_(tries[errors.index(min(errors))])
+        self.sigma2.fill_(min(errors) / len(vectors))
         self.started.fill_(1)
 
     def slow(self, seen: Tensor) -> Tensor:
@@ -180,6 +176,20 @@ class SlowCodes(nn.Module):
         """Looks (N, D) to codes (N,); all 0 before the start."""
         with torch.autocast(seen.device.type, enabled=False):
             return torch.cdist(self.slow(seen), self.centres).argmin(1)
+
+    def recognised(self, canvases: Tensor, codes: Tensor) -> Tensor:
+        """How badly the codes (N,) are told in canvases (N, 4, H, W), with gradients: -log softmax_k(-|s - c_k|^2 / sigma^2) at the code.
+
+        s is what lasts of the drawn agent's look, c_k the codes' centres, sigma^2 the mean square distance of the remembered looks to
+        their own centre. Nothing is learned here: the drawing cannot agree with the codes on another meaning.
+        """
+        side = self.side
+        square = cut(canvases, corners(canvases[:, 3:], side), side).float()
+        soft = square[:, 3:]
+        solid = (soft > 0.5).float() + soft - soft.detach()
+        with torch.autocast(soft.device.type, enabled=False):
+            far = torch.cdist(self.slow(looks(torch.cat([square[:, :3] * solid, solid], 1))), self.centres).square()
+            return F.cross_entropy(-far / self.sigma2.clamp(min=1e-6), codes)
 
     def look_up(self, codes: Tensor) -> Tensor:
         """Vectors (..., width) of codes (...); zeros before the start, when codes mean nothing."""
