@@ -439,8 +439,9 @@ class GLASS(Method):
         """Distance in features: at every scale (VGG, pyramid), or at full size (features)."""
         scales = [torch.cat(s) for s in zip(*(d.scales for d in drawn), strict=True)]
         target = real.transpose(0, 1).flatten(0, 1)
-        if drawn[0].corner is not None:
-            target = cut(target, torch.cat([d.corner for d in drawn]), self.lma.side)
+        corner = [d.corner for d in drawn if d.corner is not None]
+        if corner:
+            target = cut(target, torch.cat(corner), self.lma.side)
         used = scales[:1] if self.config.perceptual == "features" else scales
         total = real.new_zeros(())
         for x in used:
