@@ -227,7 +227,8 @@ def panel(asked: Asked, path: Path, pairs: int = 3) -> None:
     """
     from PIL import Image
 
-    busy = np.argsort([-np.abs(np.diff(s.shifts_px, axis=0)).sum() - np.abs(s.shifts_px[:8]).sum() for s in asked.scripts], kind="stable")
+    much = [np.abs(np.diff(s.shifts_px, axis=0)).sum() + np.abs(s.shifts_px[:8]).sum() for s in asked.scripts]
+    busy = np.argsort(-np.array(much), kind="stable")
     at, rows = slice(0, 9, 2), []
     starts = np.stack([s.positions[0] for s in asked.scripts]).astype(float)
     for source in busy[:pairs].tolist():
