@@ -220,7 +220,7 @@ class Asked:
 
 
 def panel(asked: Asked, path: Path, pairs: int = 3) -> None:
-    """The talk's picture of action transfer: a source clip; the target's first frame and what the model makes of it; the target in the world.
+    """The talk's picture of action transfer: a source clip; the target as the model plays it; the target in the world.
 
     Sources are the clips in which most happens; targets those that begin nearest to them, because the world has a border where figures stop
     and the model has none. Every other frame.
