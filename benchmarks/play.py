@@ -220,14 +220,15 @@ class Asked:
 
 
 def panel(asked: Asked, path: Path, pairs: int = 3) -> None:
-    """The talk's picture of action transfer: a source clip; what the model makes of the target's first frame; the target in the world.
+    """The talk's picture of action transfer: a source clip; the target as the model plays it; the target in the world.
 
     Sources are the clips in which most happens; targets those that begin nearest to them, because the world has a border where figures stop
     and the model has none. Every other frame.
     """
     from PIL import Image
 
-    busy = np.argsort([-np.abs(np.diff(s.shifts_px, axis=0)).sum() - np.abs(s.shifts_px[:8]).sum() for s in asked.scripts], kind="stable")
+    much = [np.abs(np.diff(s.shifts_px, axis=0)).sum() + np.abs(s.shifts_px[:8]).sum() for s in asked.scripts]
+    busy = np.argsort(-np.array(much), kind="stable")
     at, rows = slice(0, 9, 2), []
     starts = np.stack([s.positions[0] for s in asked.scripts]).astype(float)
     for source in busy[:pairs].tolist():
