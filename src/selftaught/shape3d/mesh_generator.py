@@ -101,7 +101,6 @@ class Decoder(nn.Module):
 class MeshGenerator(nn.Module):
     """z to a mesh of 2 * rows * columns faces, a texture of 2 rows x 2 columns, and a background; and how they look."""
 
-    directions: Tensor
     ground: Tensor
     """(3,) logits of the background's mean colour."""
 
@@ -112,11 +111,10 @@ class MeshGenerator(nn.Module):
         self.px, self.rows, self.columns, self.codes = px, rows, columns, codes
         self.symmetric, self.fov_rad = symmetric, fov_rad
         with torch.device("cpu"):  # also where the rest is built without numbers
-            points, faces, self.uv, uv_faces = uv_sphere(rows, columns)
-            self.topology = Topology(faces, len(points), uv_faces)
+            self.directions, faces, self.uv, uv_faces = uv_sphere(rows, columns)
+            self.topology = Topology(faces, len(self.directions), uv_faces)
             self.neighbours = torch.cat([self.topology.edges, self.topology.edges.flip(1)]).T
-            self.valence = torch.bincount(self.neighbours[0], minlength=len(points)).float()
-        self.register_buffer("directions", points, persistent=False)
+            self.valence = torch.bincount(self.neighbours[0], minlength=len(self.directions)).float()
         self.register_buffer("ground", torch.zeros(3))
         small, w = (rows // 4, columns // 4), width
         self.coarse = Decoder(codes[0], small, (2 * w, w), 1, True)
@@ -146,7 +144,7 @@ class MeshGenerator(nn.Module):
         grown = torch.cat([radius.flatten(1), poles], 1).exp()
         half = (self.base + AXES * self.axes(shape).float().tanh()).exp()
         centre = self.centre * self.centre.new_tensor([0.0, 1.0, 1.0]) if self.symmetric else self.centre
-        return self.directions * grown[..., None] * half[:, None] + centre
+        return self.directions.to(grown) * grown[..., None] * half[:, None] + centre
 
     def painted(self, codes: Tensor) -> Tensor:
         """Codes (B, D) to textures (B, 3, 2 rows, 2 columns)."""
