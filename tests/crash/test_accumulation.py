@@ -19,6 +19,7 @@ OVER_THE_BATCH = {
     "selfmask": "the corrected masks of a batch together cover what its pseudo-masks cover",
     "viewpoint": "weights of pictures, how sure their angles are, are divided by their sum over the batch",
     "unsup3d": "errors are means over all pixels of the batch that an explanation reaches",
+    "shape_autoencoder": "how often each hypothesis is used is counted over the batch",
 }
 ROUNDING = {"glass": 3e-6, "move": 1e-5}
 """Where sums of large terms of both signs round more; tests/segmentation/test_move.py holds the same to 1e-12 in double precision."""

@@ -64,7 +64,7 @@ def test_the_logit_is_the_projection_of_the_formula() -> None:
         wanted = float(critic.logit(features)[i, 0])
         for k in range(128):
             wanted += float(features[i, k]) * sum(float(critic.pose.weight[k, j]) * told[j] for j in range(5)) / math.sqrt(128)
-        assert float(critic.judge(seen, angles)[i]) == pytest.approx(wanted, rel=1e-9)
+        assert float(critic.judge(seen, angles)[i]) == pytest.approx(wanted, rel=1e-5)  # judged in float32
     torch.testing.assert_close(critic.judge(seen, None), critic.logit(features)[:, 0])
 
 
