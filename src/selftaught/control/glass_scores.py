@@ -188,7 +188,7 @@ def code_effects(model: Any, first: Tensor, count: int) -> np.ndarray:
         codes = torch.full((len(first), 1), k)
         zero = torch.zeros(len(first), 1, 2)
         played = model.play(first, Actions(zero, zero, codes))
-        side = model.config.figure_px
+        side = 4 * round(first.shape[2] / 6)  # 32 of 48 px
         change = cut(played.frames[:, 1] - first, corners(played.masks[:, :1], side), side)
         effects.append(torch.nn.functional.avg_pool2d(change, 4).flatten(1))
     return torch.stack(effects, 1).numpy()
