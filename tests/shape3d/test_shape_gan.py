@@ -61,7 +61,7 @@ def test_the_logit_is_the_projection_of_the_formula() -> None:
     features = critic.realism(seen)
     for i, (a, e, r) in enumerate(angles.tolist()):
         told = [1.4 * math.sin(a), math.sin(2 * a), math.cos(a), 4 * e, 4 * r]
-        wanted = float(critic.logit(features)[i, 0])
+        wanted = float(critic.logit(features)[i, 0].detach())
         for k in range(128):
             wanted += float(features[i, k]) * sum(float(critic.pose.weight[k, j]) * told[j] for j in range(5)) / math.sqrt(128)
         assert float(critic.judge(seen, angles)[i]) == pytest.approx(wanted, rel=1e-5)  # judged in float32
@@ -167,24 +167,29 @@ def trained(m: ShapeGAN, images: Pictures, folder: Path, steps: int) -> ShapeGAN
     return m.eval()
 
 
+LEARNS: dict[str, Any] = dict(px=32, image_px=32, width=12, critic_width=16, columns=16, texture_code=8)
+
+
 @pytest.mark.slow
-def test_surfaces_of_heads_are_approached_and_with_learning_rate_0_they_are_not(tmp_path: Path) -> None:
-    """A beginning at 16 px; that viewpoints and surfaces are found is measured at size small (`benchmarks/shape3d.py`)."""
+def test_it_learns_heads_and_with_learning_rate_0_it_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selftaught.shape3d.solid_scores.SHAPES", 4)
     writing.make("heads", tmp_path / "heads", 250, 0, "tiny", ["reach=1.45"])
-    train, test = (open_eval(tmp_path / "heads", part, 16, cache_dir=tmp_path / "cache") for part in ("train", "test"))
+    train, test = (open_eval(tmp_path / "heads", part, 32, cache_dir=tmp_path / "cache") for part in ("train", "test"))
     images = Pictures(train.images.batch(np.arange(len(train))).numpy())
     views = train.views()
     assert views is not None
     scores = {}
-    for lr, steps in ((2e-3, 300), (0.0, 2)):
-        m = method(lr=lr, width=16, critic_width=16)
+    for lr, steps in ((2e-3, 160), (0.0, 1)):
+        m = method(lr=lr, **LEARNS)
         m.given["pose"] = Told(np.stack([view.rotation for view in views]))
         (tmp_path / str(lr)).mkdir()
         scores[lr] = trained(m, images, tmp_path / str(lr), steps).evaluate(EvalData(None, test))
     learned, still = scores[2e-3], scores[0.0]
-    ellipsoid = learned["chamfer"].baselines["ellipsoid"]
-    assert learned["chamfer"].value < ellipsoid < still["chamfer"].value, (learned["chamfer"], still["chamfer"])
-    assert learned["thick_enough"].value > 0.7 and learned["area_error"].value < 0.3
+    bar = 0.75 * learned["chamfer"].baselines["ellipsoid"]  # which has the true box; size `small` gets below a third of it
+    assert learned["chamfer"].value < bar < still["chamfer"].value
+    assert learned["azimuth_correlation"].value > 0.7 > still["azimuth_correlation"].value
+    assert learned["thick_enough"].value > still["thick_enough"].value and learned["relief"].value > 0.6
+    assert learned["area_error"].value < 0.2
 
 
 def test_config_fields_have_words() -> None:
