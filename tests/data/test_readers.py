@@ -244,6 +244,44 @@ def test_simplejpeg_and_pillow_give_the_same_pixels(
         assert size == other
 
 
+@pytest.mark.skipif(jpeg.simplejpeg() is None, reason="simplejpeg is not installed")
+def test_headers_of_plain_jpegs_are_read_as_pillow_reads_them() -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for mode, options, plain in (
+        ("RGB", {}, True), ("L", {}, True), ("RGB", {"progressive": True}, True), ("RGB", {"comment": b"a word"}, True),
+        ("CMYK", {}, False), ("RGB", {"exif": turned}, False), ("RGB", {"icc_profile": b"x" * 200}, False),
+    ):  # fmt: skip
+        data = encoded(Image.fromarray(gradient(70, 90)).convert(mode), "JPEG", **options)
+        head = read_header(data)
+        assert jpeg.plain_header(data) == ((head.height, head.width, head.mode) if plain else None)
+    for data in (b"", b"\xff\xd8\xff\xe0", bytes(100), encoded(Image.fromarray(gradient(70, 90)), "PNG")):
+        assert jpeg.plain_header(data) is None
+    for data in (b"", b"\xff", b"\xff\xda", b"\x00\xff\xda", b"\xff\xda\xff\xda\xff", b"\x01\xff\xda\xda\xff\xff\xda"):
+        assert jpeg.scans(data) == data.count(b"\xff\xda")
+
+
+@pytest.mark.skipif(jpeg.simplejpeg() is None, reason="simplejpeg is not installed")
+def test_a_damaged_jpeg_is_the_same_to_both_ways_of_reading_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    whole = encoded(Image.fromarray(gradient(80, 96)), "JPEG")
+    scan = whole.index(b"\xff\xda")
+
+    def damaged() -> bytes:
+        data = bytearray(whole)
+        for at in rng.integers(2, scan + 12, rng.integers(1, 4)):
+            data[at] = rng.integers(0, 256)
+        return bytes(data[: rng.integers(scan, len(data))] if rng.random() < 0.2 else data)
+
+    many, fast, slow = [damaged() for _ in range(400)], [], []
+    for found in (fast, slow):
+        for one in decode_resized_many(many, 24):
+            found.append(one.reason if isinstance(one, BadFile) else (one[0].tobytes(), one[1]))
+        monkeypatch.setattr(jpeg, "plain_header", lambda data: None)
+    assert sum(isinstance(one, tuple) for one in fast) > 20 < sum(isinstance(one, str) for one in fast)
+    assert fast == slow
+
+
 @pytest.mark.parametrize("h, w", [(1, 1), (1, 40), (7, 5), (31, 333), (96, 96), (128, 128), (500, 375), (2100, 2100)])
 @pytest.mark.parametrize("px", [1, 5, 32, 96, 224])
 def test_stretching_rounds_nearly_as_pillow(h: int, w: int, px: int) -> None:

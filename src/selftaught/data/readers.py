@@ -4,8 +4,9 @@ The rules are the same for all sources: EXIF rotation is applied, alpha is laid 
 by 257, colour spaces become RGB, and of several frames the first is taken. The limit on pixels is checked in the
 header, before anything is decoded, and the first bytes choose the one decoder that ever sees a file.
 
-Pillow opens every file and its header is checked; the pixels of a common JPEG then come from `data/jpeg.py` where
-simplejpeg is installed, and whatever that finds wrong Pillow decodes, or names. The decoded pixels are the same either way.
+Pillow opens every file and its header is checked, but for JPEGs of nothing but JFIF's head, tables and pixels, whose header
+`data/jpeg.py` reads; the pixels of a common JPEG then come from there where simplejpeg is installed, and whatever that finds
+wrong Pillow opens and decodes, or names. The decoded pixels are the same either way.
 """
 
 from __future__ import annotations
@@ -187,11 +188,11 @@ def _tried(call: Callable[..., Any], *arguments: Any) -> Any:
 def _resized_together(opened: Sequence[BinaryIO | np.ndarray | BadFile], px: int, max_pixels: int) -> list[Any]:
     """Step by step for all; streams are closed, and pixels of one size are stretched in one call."""
     ready = (BadFile, np.ndarray)
-    found: list[Any] = [one if isinstance(one, ready) else _tried(_open_image, one, max_pixels) for one in opened]
-    turns = [_orientation(image) if getattr(image, "format", "") == "JPEG" else None for image in found]
+    found: list[Any] = [one if isinstance(one, ready) else _tried(_checked, one, max_pixels) for one in opened]
+    turns = [1 if type(one) is Header else _orientation(one) if getattr(one, "format", "") == "JPEG" else None for one in found]
     alike: dict[tuple[int, ...], list[int]] = {}
     for place, (stream, image, turn) in enumerate(zip(opened, found, turns, strict=True)):
-        found[place] = image = _tried(_loaded, stream, image, -(-4 * px // 3), turn)
+        found[place] = image = _tried(_loaded, stream, image, -(-4 * px // 3), max_pixels, turn)
         if isinstance(image, BadFile):
             continue
         pixels, size = image
@@ -207,7 +208,19 @@ def _resized_together(opened: Sequence[BinaryIO | np.ndarray | BadFile], px: int
     return found
 
 
-def _loaded(stream: BinaryIO | np.ndarray | BadFile, image: Any, at_least_px: int, orientation: int | None) -> Resized:
+def _checked(stream: BinaryIO, max_pixels: int) -> Image.Image | Header:
+    """The header of a plain JPEG within the limits, or any other picture opened by Pillow; raises BadFile."""
+    if isinstance(stream, io.BytesIO):
+        data = stream.getvalue()  # shares the bytes; a view would keep an error from closing the stream
+        plain = jpeg.plain_header(data)
+        if plain is not None and plain[0] * plain[1] <= max_pixels and jpeg.scans(data) <= MAX_SCANS:
+            return Header("JPEG", plain[2], plain[0], plain[1])
+    return _open_image(stream, max_pixels)
+
+
+def _loaded(
+    stream: BinaryIO | np.ndarray | BadFile, image: Any, at_least_px: int, max_pixels: int, orientation: int | None
+) -> Resized:
     """Pixels, and the size of the whole picture, of one entry; raises BadFile."""
     if isinstance(stream, np.ndarray):
         return stream, (int(stream.shape[0]), int(stream.shape[1]))
@@ -216,6 +229,12 @@ def _loaded(stream: BinaryIO | np.ndarray | BadFile, image: Any, at_least_px: in
     with stream:
         if isinstance(image, BadFile):
             raise image
+        if isinstance(image, Header):
+            height, width = image.height, image.width
+            pixels = jpeg.pixels(stream, image.mode, height, width, jpeg.reduction(height, width, at_least_px))
+            if pixels is not None:
+                return pixels, (height, width)
+            image = _open_image(stream, max_pixels)
         with image:
             return _load_rgb(stream, image, at_least_px, orientation)
 
@@ -328,8 +347,7 @@ def _refuse_hidden_work(image: Image.Image, stream: BinaryIO, max_pixels: int) -
     if image.format in ("JPEG", "MPO"):
         at = stream.tell()
         stream.seek(0)
-        # Inside coded data an FF is always followed by 00. Not only progressive files may have many passes.
-        scans = stream.read().count(b"\xff\xda")
+        scans = jpeg.scans(stream.read())  # not only progressive files may have many passes
         stream.seek(at)
         if scans > MAX_SCANS:
             raise BadFile(f"a JPEG of {scans} passes, the limit is {MAX_SCANS}")
