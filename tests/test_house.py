@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 import selftaught
 from selftaught import registry
+from selftaught.core.config import field_help
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "selftaught"
@@ -162,6 +164,13 @@ def test_every_method_has_its_four_files(name: str) -> None:
     ), f"{source} defines no class {attribute}"
     assert (ROOT / "docs" / "methods" / f"{name}.md").is_file()
     assert (ROOT / "tests" / room / f"test_{name}.py").is_file()
+
+
+@pytest.mark.parametrize("name", list(registry.methods()))
+def test_every_setting_has_its_words(name: str) -> None:
+    settings = registry.load_class(name).Config
+    words = field_help(settings)
+    assert {field.name for field in dataclasses.fields(settings)} == words.keys() and min(map(len, words.values())) > 10
 
 
 @pytest.mark.parametrize("name", list(registry.methods()))
