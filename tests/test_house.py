@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -31,6 +32,12 @@ def modules() -> list[Path]:
     return sorted(SOURCE.rglob("*.py"))
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All of a module."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def ours() -> Iterator[Path]:
     """Every file that belongs to the repository, tracked or not yet."""
     for folder, folders, files in os.walk(ROOT):
@@ -41,7 +48,7 @@ def ours() -> Iterator[Path]:
 def imported(path: Path) -> Iterator[tuple[int, str]]:
     """Line and absolute name of each import of a module, also inside functions; relative ones are made absolute."""
     package = ["selftaught", *path.relative_to(SOURCE).parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -88,7 +95,7 @@ def test_the_import_rules_would_see_a_wrong_import() -> None:
 def test_functions_are_short() -> None:
     long = []
     for path in modules():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 if lines > FUNCTION_LINES:
@@ -113,10 +120,9 @@ def test_no_pickle_anywhere() -> None:
         for line, name in imported(path):
             if name.split(".")[0] in ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        safe = [id(node.func) for node in ast.walk(tree) if path == IMPORTER and _loads_weights_only(node)]
+        safe = [id(node.func) for node in nodes(path) if path == IMPORTER and _loads_weights_only(node)]
         assert len(safe) == (path == IMPORTER), "one safe torch.load in the module for foreign weights, none elsewhere"
-        for node in ast.walk(tree):
+        for node in nodes(path):
             if id(node) in safe:
                 continue
             if isinstance(node, ast.Attribute) and node.attr in ("load", "save") and _is_torch(node.value):
@@ -144,7 +150,7 @@ def test_no_error_is_swallowed_and_nothing_is_left_unfinished() -> None:
     for path in modules():
         text = path.read_text(encoding="utf-8")
         wrong += [f"{path.relative_to(ROOT)} holds {word}" for word in unfinished if word in text]
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes(path):
             if isinstance(node, ast.ExceptHandler) and len(node.body) == 1 and isinstance(node.body[0], ast.Pass):
                 if node.type is None or (isinstance(node.type, ast.Name) and node.type.id == "Exception"):
                     wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} swallows every error")
