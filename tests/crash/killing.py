@@ -137,16 +137,13 @@ def end(child: BaseProcess, number: int = signal.SIGKILL, timeout_s: float = 550
     return child.exitcode
 
 
-def kill_run(
-    root: Path, kills: int, method: str = "dino", seed: int = 0, every_s: float = 0.03, apart: int = 12
-) -> dict[str, Any]:
-    """Kill one training `kills` times at random moments, about `apart` steps from one to the next, let it end, and compare it with an
-    undisturbed one.
+def kill_run(root: Path, kills: int, method: str = "dino", seed: int = 0, every_s: float = 0.03) -> dict[str, Any]:
+    """Kill one training `kills` times at random moments, let it end, and compare it with an undisturbed one.
 
     A third of the kills wait for a save to begin, a sixth strike before the first step of a process, the others anywhere.
     Returns counts and figures; `problems` must be empty and `bitwise_equal` true.
     """
-    draw, steps = random.Random(seed), apart * kills
+    draw, steps = random.Random(seed), 12 * kills
     journal, whole, run = Journal(root / "journal"), root / "whole", root / "run"
     data, first_s = write_data(root / "data.npz"), every_s
     arguments = {"method": method, "data": data, "size": "tiny", "steps": steps, "set": ["batch_size=4"]}
@@ -190,7 +187,7 @@ def kill_run(
         problem = check_after(run, max((step for word, step, *_ in lines if word == "saved"), default=0))
         problems += [problem] if problem else []
         if moment != "start":
-            target = min(target + apart, steps - 6)
+            target = min(target + 12, steps - 6)
     last = process(run, root / "journal")
     last.join()
     done = [word for word, *_ in journal.read()].count("step")
