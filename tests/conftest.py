@@ -1,4 +1,4 @@
-"""Settings shared by all tests: one thread, no network, a cache that is thrown away, and the shared data."""
+"""Settings shared by all tests: one thread, no network, a cache that is thrown away, no waiting for the disk, and the shared data."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Point SELFTAUGHT_CACHE at a folder of this test session, so that no test reads or fills the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SELFTAUGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Nothing is forced onto the disk: no test cuts the power, and a save would wait for it longer than for all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which refuses what fsync refuses
         yield
 
 

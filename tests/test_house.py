@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 
 import selftaught
 from selftaught import registry
+from selftaught.core.config import field_help
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "selftaught"
@@ -29,6 +32,12 @@ def modules() -> list[Path]:
     return sorted(SOURCE.rglob("*.py"))
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All of a module."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def ours() -> Iterator[Path]:
     """Every file that belongs to the repository, tracked or not yet."""
     for folder, folders, files in os.walk(ROOT):
@@ -39,7 +48,7 @@ def ours() -> Iterator[Path]:
 def imported(path: Path) -> Iterator[tuple[int, str]]:
     """Line and absolute name of each import of a module, also inside functions; relative ones are made absolute."""
     package = ["selftaught", *path.relative_to(SOURCE).parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -86,7 +95,7 @@ def test_the_import_rules_would_see_a_wrong_import() -> None:
 def test_functions_are_short() -> None:
     long = []
     for path in modules():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 if lines > FUNCTION_LINES:
@@ -111,10 +120,9 @@ def test_no_pickle_anywhere() -> None:
         for line, name in imported(path):
             if name.split(".")[0] in ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        safe = [id(node.func) for node in ast.walk(tree) if path == IMPORTER and _loads_weights_only(node)]
+        safe = [id(node.func) for node in nodes(path) if path == IMPORTER and _loads_weights_only(node)]
         assert len(safe) == (path == IMPORTER), "one safe torch.load in the module for foreign weights, none elsewhere"
-        for node in ast.walk(tree):
+        for node in nodes(path):
             if id(node) in safe:
                 continue
             if isinstance(node, ast.Attribute) and node.attr in ("load", "save") and _is_torch(node.value):
@@ -142,7 +150,7 @@ def test_no_error_is_swallowed_and_nothing_is_left_unfinished() -> None:
     for path in modules():
         text = path.read_text(encoding="utf-8")
         wrong += [f"{path.relative_to(ROOT)} holds {word}" for word in unfinished if word in text]
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes(path):
             if isinstance(node, ast.ExceptHandler) and len(node.body) == 1 and isinstance(node.body[0], ast.Pass):
                 if node.type is None or (isinstance(node.type, ast.Name) and node.type.id == "Exception"):
                     wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} swallows every error")
@@ -162,6 +170,13 @@ def test_every_method_has_its_four_files(name: str) -> None:
     ), f"{source} defines no class {attribute}"
     assert (ROOT / "docs" / "methods" / f"{name}.md").is_file()
     assert (ROOT / "tests" / room / f"test_{name}.py").is_file()
+
+
+@pytest.mark.parametrize("name", list(registry.methods()))
+def test_every_setting_has_its_words(name: str) -> None:
+    settings = registry.load_class(name).Config
+    words = field_help(settings)
+    assert {field.name for field in dataclasses.fields(settings)} == words.keys() and min(map(len, words.values())) > 10
 
 
 @pytest.mark.parametrize("name", list(registry.methods()))

@@ -25,8 +25,8 @@ from selftaught.train import resume, train
 from trained_runs import METHODS, SMALL, TRAINED, Runs, as_clips, differing, newest, structured_noise
 
 
-def test_a_finished_run_is_left_alone(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    run = runs.straight / "simclr"
+def test_a_finished_run_is_left_alone(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree(runs.straight / "simclr", tmp_path / "run")
     files = [p for p in run.rglob("*") if p.is_file() and p.parent.name != "pictures" and p.name != "log.txt"]
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns if "checkpoints" in p.parts else 0) for p in files}
     assert len(before) >= 7
@@ -45,8 +45,8 @@ def test_a_finished_run_is_left_alone(runs: Runs, capsys: pytest.CaptureFixture[
         ({"steps": 30}, ["steps=20", "steps=30"]),
     ],
 )
-def test_another_run_in_the_folder_is_refused(runs: Runs, changes: dict[str, Any], texts: list[str]) -> None:
-    run = runs.straight / "simclr"
+def test_another_run_in_the_folder_is_refused(runs: Runs, tmp_path: Path, changes: dict[str, Any], texts: list[str]) -> None:
+    run = shutil.copytree(runs.straight / "simclr", tmp_path / "run")
     before = (run / "config.json").read_bytes()
     arguments = {"method": "simclr", "data": runs.data, "out": run, "size": "tiny", "set": SMALL, "quiet": True}
     with pytest.raises(RunError, match="holds another run") as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from selftaught import registry
 from selftaught.core import checkpoint
+from selftaught.data.cache import only_one
 from selftaught.nets.torchvision_ops import make_torchvision_importable
 from selftaught.train import train
 
@@ -39,6 +41,7 @@ TRAINED = [name for name in METHODS if registry.load_class(name).sizes["tiny"].s
 SMALL = ["batch_size=8"]
 STOP = """
 import os, signal, sys, torch
+os.fsync = os.fstat
 torch.set_num_threads(1)
 from selftaught.nets.torchvision_ops import make_torchvision_importable
 make_torchvision_importable()
@@ -109,23 +112,38 @@ def as_clips(images: np.ndarray, frames: int = 4) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    root = tmp_path_factory.mktemp("runs")
-    data = root / "data.npz"
+    """Made by the first of the workers that needs them, for all; so nobody may change them."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with only_one(base / "runs.lock"):
+        if not (base / "runs.json").exists():
+            root = tmp_path_factory.mktemp("runs")
+            (base / "runs.json").write_text(json.dumps([str(root), trained(root)]))
+    root_, codes = json.loads((base / "runs.json").read_text())
+    return at(Path(root_), codes)
+
+
+def at(root: Path, codes: dict[str, int]) -> Runs:
+    return Runs(root / "data.npz", root / "straight", root / "stopped", root / "halves", codes)
+
+
+def trained(root: Path) -> dict[str, int]:
+    """Train all there is below a folder; the exit codes of those that were stopped."""
     images = structured_noise(40)
-    np.savez(data, images=images, clips=as_clips(images))
-    made = Runs(data, root / "straight", root / "stopped", root / "halves", {})
+    made = at(root, {})
+    np.savez(made.data, images=images, clips=as_clips(images))
     commands: dict[str, list[str]] = {}
     for name in sorted(METHODS, key=lambda n: n in NEEDY):
-        train(name, data, made.straight / name, size="tiny", set=SMALL, need=made.needs(name), quiet=True)
-        commands[name] = ["train", name, str(data), "--out", str(made.stopped / name), "--size", "tiny", "--quiet",
+        train(name, made.data, made.straight / name, size="tiny", set=SMALL, need=made.needs(name), quiet=True)
+        commands[name] = ["train", name, str(made.data), "--out", str(made.stopped / name), "--size", "tiny", "--quiet",
                           "--set", SMALL[0]]  # fmt: skip
         for need in made.needs(name):
             commands[name] += ["--need", need]
-    made.codes.update(in_new_process(commands, stop=True))
+    stopped = in_new_process(commands, stop=True)
     shutil.copytree(made.stopped, made.halves)
     codes = in_new_process({name: ["resume", str(made.stopped / name)] for name in METHODS}, stop=False)
     assert set(codes.values()) == {0}, codes
-    return made
+    return stopped
 
 
 def newest(run: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

@@ -297,7 +297,7 @@ def data(
         clips: make: number of clips, 3000 when not given; every fifth is for test.
         pictures: make: the same for heads, cars, chairs and meshes (at most as many as there are mesh files).
         seed: make: seed of the clips or pictures.
-        size: make: tiny (clips 32x32, objects 32x32), small (48x64, 64x64), paper (96x128, 128x128).
+        size: make: tiny (clips 32x32, objects 32x32), small (48x64, 64x64), paper (96x128, drawn-tennis 96x256; 128x128).
         set_fields: make: change a field of the recipe, e.g. --set correlated=false.
     """
     from selftaught import look

@@ -96,6 +96,7 @@ def watch_loops() -> None:
 
 
 def main() -> None:
+    os.fsync = os.fstat  # type: ignore[assignment]  # nobody cuts the power
     torch.set_num_threads(1)
     make_torchvision_importable()
     if os.environ.get("EXACT") == "1":

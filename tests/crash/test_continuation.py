@@ -135,8 +135,10 @@ def test_the_seed_and_nothing_else_decides(runs: Runs, tmp_path: Path, name: str
     torch.rand(3)  # other random numbers before
     np.random.rand(3)
     assert_same(runs.straight / name, start(runs, name, tmp_path / "same"))
-    other = start(runs, name, tmp_path / "other", seed=1)
-    assert any(part.startswith("model.") for part in differing(other, runs.straight / name))
+    with signalled(signal.SIGTERM, Loop, "log", lambda loop: loop.step == 1), pytest.raises(Stopped):
+        start(runs, name, tmp_path / "other", seed=1)
+    first, other = ((run / "metrics.jsonl").read_text().splitlines()[0] for run in (runs.straight / name, tmp_path / "other"))
+    assert json.loads(first)["step"] == json.loads(other)["step"] == 1 and first != other
 
 
 @pytest.mark.parametrize("name", TRAINED)

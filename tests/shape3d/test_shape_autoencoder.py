@@ -19,7 +19,6 @@ from selftaught.shape3d.shape_autoencoder import (
     Encoder,
     Found,
     ShapeAutoencoder,
-    ShapeAutoencoderConfig,
     picture_error,
 )
 from selftaught.shape3d.shape_gan import Real, ShapeGAN
@@ -176,9 +175,3 @@ def test_blank_pictures_give_finite_losses_and_gradients(fill: int) -> None:
     loss.backward()
     assert bool(torch.isfinite(loss)) and all(map(math.isfinite, parts.values()))
     assert all(bool(p.grad.isfinite().all()) for p in m.parameters() if p.grad is not None)
-
-
-def test_config_fields_have_words() -> None:
-    from selftaught.core.config import field_help
-
-    assert all(len(text) > 10 for text in field_help(ShapeAutoencoderConfig).values())

@@ -14,7 +14,7 @@ import torch
 from selftaught.data.evalset import open_eval
 from selftaught.method import EvalData, Progress, SeesViewpoints
 from selftaught.nets.renderer import rotation_from_angles
-from selftaught.shape3d.shape_gan import Real, ShapeGAN, ShapeGANConfig, estimated_angles
+from selftaught.shape3d.shape_gan import Real, ShapeGAN, estimated_angles
 from selftaught.worlds.meshes import writing
 
 TINY = ShapeGAN.sizes["tiny"]
@@ -190,9 +190,3 @@ def test_it_learns_heads_and_with_learning_rate_0_it_does_not(tmp_path: Path, mo
     assert learned["azimuth_correlation"].value > 0.7 > still["azimuth_correlation"].value
     assert learned["thick_enough"].value > still["thick_enough"].value and learned["relief"].value > 0.6
     assert learned["area_error"].value < 0.2
-
-
-def test_config_fields_have_words() -> None:
-    from selftaught.core.config import field_help
-
-    assert all(len(text) > 10 for text in field_help(ShapeGANConfig).values())

@@ -15,7 +15,7 @@ from selftaught.evaluate import evaluate
 from selftaught.measure.viewpoint import azimuth_of
 from selftaught.method import Progress, Reconstructs, SeesViewpoints
 from selftaught.nets.renderer import Light, rotation_from_angles
-from selftaught.shape3d.unsup3d import Unsup3D, Unsup3DConfig, laplace_nll
+from selftaught.shape3d.unsup3d import Unsup3D, laplace_nll
 from selftaught.train import train
 from selftaught.worlds.meshes import writing
 
@@ -212,9 +212,3 @@ def test_it_learns_viewpoints_and_with_learning_rate_0_it_does_not(heads: Path, 
     truths = [open_data(heads, "test").truth(i).view for i in range(40)]
     true = azimuth_of(np.stack([view.rotation for view in truths if view is not None]))
     assert np.corrcoef(both[0], true)[0, 1] > 0.5
-
-
-def test_config_fields_have_words() -> None:
-    from selftaught.core.config import field_help
-
-    assert all(len(text) > 10 for text in field_help(Unsup3DConfig).values())

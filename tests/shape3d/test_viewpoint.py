@@ -15,7 +15,7 @@ from selftaught.data.sources import open_data
 from selftaught.evaluate import evaluate
 from selftaught.measure.viewpoint import azimuth_of, azimuth_scores
 from selftaught.method import Progress, SeesViewpoints
-from selftaught.shape3d.viewpoint import FEWEST, Viewpoint, ViewpointConfig, angular_loss, look_around
+from selftaught.shape3d.viewpoint import FEWEST, Viewpoint, angular_loss, look_around
 from selftaught.train import train
 from selftaught.worlds.meshes import writing
 
@@ -134,9 +134,3 @@ def test_a_file_of_viewpoints_that_does_not_fit_is_made_again(tmp_path: Path) ->
     loss, parts = method.loss(batch, "network", Progress(0, 1))
     loss.backward()
     assert all(math.isfinite(v) for v in parts.values())
-
-
-def test_config_fields_have_words() -> None:
-    from selftaught.core.config import field_help
-
-    assert all(len(text) > 10 for text in field_help(ViewpointConfig).values())
