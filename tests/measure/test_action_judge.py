@@ -28,13 +28,13 @@ def moving_squares(count: int, seed: int) -> tuple[Tensor, Tensor]:
 def test_a_judge_reads_what_it_never_saw_and_learns_nothing_from_nonsense() -> None:
     clips, actions = moving_squares(200, 0)
     test, true = moving_squares(40, 1)
-    judge = taught(clips, actions, 4, steps=120)
+    judge = taught(clips, actions, 4, steps=90)
     told = float((judge.read(test.float() / 255) == true.numpy()).mean())
     assert told > 0.75, told
     still = test[:, :1].expand(-1, 5, -1, -1, -1).float() / 255
     assert (judge.read(still) == 3).mean() > 0.75, "where nothing is done it reads that nothing is done"
     shuffled = actions.flatten()[torch.randperm(actions.numel(), generator=torch.Generator().manual_seed(0))].view_as(actions)
-    fooled = taught(clips, shuffled, 4, steps=120)
+    fooled = taught(clips, shuffled, 4, steps=90)
     assert float((fooled.read(test.float() / 255) == true.numpy()).mean()) < 0.45
 
 
