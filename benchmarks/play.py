@@ -2,13 +2,14 @@
 others than lapo).
 
     selftaught data make w-sprites runs/w-sprites --clips 3000 --seed 0
-    python benchmarks/lapo.py runs/w-sprites --runs runs/bench
+    python benchmarks/lapo.py runs/w-sprites --runs runs/bench           # or benchmarks/glass.py
     python benchmarks/play.py runs/w-sprites runs/bench/lapo-0 runs/bench/lapo-1 runs/bench/lapo-2
 
 The world is redrawn with other actions, so every answer has an exact truth. Planning: the plan's actions, named by forty labelled steps,
 are done in the world; beside it the oracle (the same planner in the world itself), random actions, and the plan with names that were
 shuffled. Starts that are at the goal already are left out. `shuffled actions` is the control of the other questions: every action is one
-that was parsed somewhere else.
+that was parsed somewhere else. What a transferred clip shows is also read by a judge that never saw a model, between what it reads in
+true clips and in clips where nothing is done; and the source's look is searched in it.
 """
 
 from __future__ import annotations
@@ -17,21 +18,26 @@ import argparse
 import dataclasses
 import platform
 import time
+from collections.abc import Callable
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import selftaught
+from selftaught.control import planning
 from selftaught.control.habits import diversity, futures
 from selftaught.control.naming import Names, few
-from selftaught.control.planning import Budget, plan_cem
+from selftaught.control.planning import Budget, Plan, plan_cem
 from selftaught.control.planning import plan as plan_in
-from selftaught.control.stepping import acts_of, code_actions, rollout, same_ground
+from selftaught.control.stepping import acts_of, code_actions, pick, rollout, same_ground
 from selftaught.control.whatif import counterfactual
-from selftaught.core.config import write_json
+from selftaught.core.config import read_json, write_json
+from selftaught.measure.action_judge import ActionJudge, look_share, taught
 from selftaught.measure.score import bootstrap_ci, wilson_ci
 from selftaught.measure.video import centre_error, psnr
 from selftaught.method import Actions
@@ -50,8 +56,11 @@ LABELS = 40
 class Asked:
     """A run, the world, and test scripts; what each question answers are rows of numbers."""
 
+    oracle: ClassVar[dict[int, Tensor]] = {}
+    """Plans in the world itself, which are the same beside every run."""
+
     def __init__(self, data: str, run: Path, count: int) -> None:
-        made = making.load(data)
+        made, self.data = making.load(data), data
         self.recipe = made.recipe
         every = [s for s in made.scripts if s.part == "test"]
         # The camera stays: what is asked is what the figure does.
@@ -91,27 +100,14 @@ class Asked:
         """Success of plans to where the figure was six steps later, and (pose) doing what it did then."""
         found: dict[str, list[list[bool]]] = {k: [] for k in ("model", "oracle", "random", "shuffled names")}
         draw, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-        L, cpu = len(self.world.pairs), 0.0
+        L = len(self.world.pairs)
         others = torch.from_numpy(rng.permutation(L))
-        budget = Budget(horizon=8)
-        for i in range(len(self.scripts)):
+        for i in self.goals():
             start, goal = self.world.begin([i]), self.world.begin([i], GAP)
-            if bool(self.world.reached(start, goal)):
-                continue
-            first, aim = self.clips[i : i + 1, 0], self.clips[i : i + 1, GAP]
-            begin = time.process_time()
-            plan = plan_in(
-                self.model,
-                self.model.start(first),
-                self.model.start(same_ground(first, aim)),
-                self.run.habits,
-                "cem",
-                budget,
-                i,
-            )
-            cpu += time.process_time() - begin
-            named = self.names.label(plan.actions)[0]
-            oracle = plan_cem(self.world, start, goal, Budget(horizon=8), seed=i).actions.codes[0]
+            named = self.names.label(self.planned(i)[0].actions)[0]
+            if i not in self.oracle:
+                self.oracle[i] = plan_cem(self.world, start, goal, Budget(horizon=8), seed=i).actions.codes[0]
+            oracle = self.oracle[i]
             chosen = {
                 "model": named,
                 "oracle": oracle,
@@ -123,30 +119,94 @@ class Asked:
                 for t in range(len(codes)):
                     state = self.world.step(state, acts_of(code_actions(codes[None]), t))
                 found[name].append([bool(self.world.reached(state, goal, pose)) for pose in (False, True)])
-        rates = {name: np.array(rows, float) for name, rows in found.items()}
-        return {"rates": rates, "cpu_s": cpu / max(1, len(rates["model"]))}
+        return {"rates": {name: np.array(rows, float) for name, rows in found.items()}}
+
+    def goals(self) -> list[int]:
+        """Clips that are not at the goal already."""
+        return [i for i in range(len(self.scripts)) if not bool(self.world.reached(self.world.begin([i]), self.world.begin([i], GAP)))]
+
+    def planned(self, i: int) -> tuple[Plan, float]:
+        """The model's plan in a clip, and the processor's seconds that it took."""
+        first, aim = self.clips[i : i + 1, 0], self.clips[i : i + 1, GAP]
+        begin, model = time.process_time(), self.model
+        plan = plan_in(model, model.start(first), model.start(same_ground(first, aim)), self.run.habits, "cem", Budget(horizon=8), i)
+        return plan, time.process_time() - begin
+
+    def speed(self, count: int = 2) -> dict[str, list[float]]:
+        """Seconds of plans as they are made, and by turns as if every sequence were tried alone to its end; whether they are the same."""
+        told: dict[str, list[float]] = {"now": [], "alone": [], "same": []}
+        for i in self.goals()[:count]:
+            with patch.object(planning, "costs", alone):
+                slow, seconds = self.planned(i)
+            told["alone"].append(seconds)
+            plan, seconds = self.planned(i)
+            told["now"].append(seconds)
+            told["same"].append(float(torch.equal(plan.actions.codes, slow.actions.codes)))
+        return told
 
     def transfer(self) -> dict[str, np.ndarray]:
         """PSNR at each step of a target doing what a source did, against the world redrawn so; beside copying and another source."""
+        truth, films = self.transferred
+        return {name: psnr(film[:, 1:].numpy(), truth[:, 1:].numpy()).mean(1) for name, film in films.items()}
+
+    @cached_property
+    def transferred(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """(N, 9, 3, H, W) of targets that do what the next clip did: in the world; and by the model, with its controls."""
         N = len(self.scripts)
-        out: dict[str, list[Tensor]] = {"model": [], "no action": [], "another source": [], "shuffled actions": []}
-        truths = []
-        for i in range(N):
-            source = self.scripts[(i + 1) % N]
-            truths.append(
-                self.drawn(w_sprites.changed(self.recipe, self.scripts[i], moves=source.moves, locals=source.locals))
-            )
-        truth = torch.stack(truths)[:, 1:9]
+        truth = torch.stack([self.drawn(s) for s in self.redrawn(lambda i: {})])[:, :9]
         codes = self.model.parse(self.clips).actions
-        first = self.model.start(self.clips[:, 0])
+        first, films = self.model.start(self.clips[:, 0]), {}
         for name, step in (("model", 1), ("another source", 2)):
             rows = (torch.arange(N) + step) % N
-            done = Actions(codes.shifts[rows], torch.zeros_like(codes.ground_shifts), codes.codes[rows])
-            out[name].append(rollout(self.model, first, done).frames[:, 1:9])
+            done = Actions(codes.shifts[rows, :8], torch.zeros(N, 8, 2), codes.codes[rows, :8])
+            films[name] = rollout(self.model, first, done).frames
             if name == "model":
-                out["shuffled actions"].append(rollout(self.model, first, self.shuffled(done)).frames[:, 1:9])
-        out["no action"].append(self.clips[:, :1].expand(-1, 8, -1, -1, -1))
-        return {name: psnr(x[0].numpy(), truth.numpy()).mean(1) for name, x in out.items()}
+                films["shuffled actions"] = rollout(self.model, first, self.shuffled(done)).frames
+        films["no action"] = self.clips[:, :1].expand(-1, 9, -1, -1, -1)
+        return truth, films
+
+    def redrawn(self, look: Callable[[int], dict[str, Any]]) -> list[Any]:
+        """Scripts of every target with the actions of the next clip, and with the look that is given."""
+        N = len(self.scripts)
+        sources = [self.scripts[(i + 1) % N] for i in range(N)]
+        return [
+            w_sprites.changed(self.recipe, self.scripts[i], moves=s.moves, locals=s.locals, **look(i)) for i, s in enumerate(sources)
+        ]
+
+    def judged(self) -> dict[str, Any]:
+        """What a judge reads in transferred clips; and whether the source's look comes through: in pictures, and in the actions."""
+        truth, films = self.transferred
+        N, L = len(self.scripts), len(self.world.pairs)
+        rows = (torch.arange(N) + 1) % N
+        judge, true = judge_of(self.data), self.true[rows, :8].numpy()
+        ways = np.array([pair[0] for pair in self.world.pairs])
+        read = {name: judge.read(film) for name, film in {**films, "true": truth}.items()}
+        told: dict[str, Any] = {
+            "judged_way": {k: (ways[x] == ways[true]).mean(1) for k, x in read.items()},
+            "judged_action": {k: (x == true).mean(1) for k, x in read.items()}, "looks": {}, "chance": 1 / L,
+        }  # fmt: skip
+        for name, field in (("figure", "identity"), ("ground", "ground")):
+            both = {}
+            for whose, other in (("source", lambda i: (i + 1) % N), ("unrelated", self.stranger)):
+                looks = self.redrawn(lambda i, other=other, field=field: {field: getattr(self.scripts[other(i)], field)})  # type: ignore[misc]
+                both[whose] = look_share(films["model"], truth, torch.stack([self.drawn(s) for s in looks])[:, :9])
+            known = np.isfinite(both["source"]) & np.isfinite(both["unrelated"])
+            told["looks"][name] = {whose: x[known] for whose, x in both.items()}
+        clad = [self.scripts[self.stranger(i)] for i in range(N)]
+        again = [w_sprites.changed(self.recipe, s, identity=c.identity, ground=c.ground) for s, c in zip(self.scripts, clad, strict=True)]
+        parsed, codes = self.model.parse(torch.stack([self.drawn(s) for s in again])).actions, self.model.parse(self.clips).actions
+        done = Actions(parsed.shifts[rows, :8], torch.zeros(N, 8, 2), parsed.codes[rows, :8])
+        film = rollout(self.model, self.model.start(self.clips[:, 0]), done).frames
+        gap = [float((x - films["model"]).abs().mean()) for x in (film, films["another source"])]
+        changed = (self.run.keys.of(parsed) != self.run.keys.of(codes)).float().mean()
+        return {**told, "same": {"other look": gap[0] / max(gap[1], 1e-9), "keys": float(changed)}}
+
+    def stranger(self, i: int) -> int:
+        """A clip whose figure and ground are neither the target's nor the next one's."""
+        N = len(self.scripts)
+        mine = [self.scripts[i], self.scripts[(i + 1) % N]]
+        others = [k % N for k in range(i + 2, i + N)]
+        return next(k for k in others if all(self.scripts[k].identity != m.identity and self.scripts[k].ground != m.ground for m in mine))
 
     def whatif(self) -> dict[str, np.ndarray]:
         """The same beginning under the actions parsed from the next clip: contrast, direction and size of the effect, null intervention."""
@@ -219,6 +279,43 @@ class Asked:
         }
 
 
+def alone(model: Any, state: Any, actions: Actions, goal: Any, start: Tensor, budget: Budget) -> Tensor:
+    """`planning.costs` without anything that is shared or given up."""
+    state, away = pick(state, torch.zeros(len(actions.codes), dtype=torch.int64)), []
+    for t in range(actions.codes.shape[1]):
+        state = model.step(state, acts_of(actions, t))
+        away.append(model.distance(state, goal))
+    return planning.cost_of(torch.stack(away, 1), actions, start, budget)
+
+
+@cache
+def judge_of(data: str, count: int = 500) -> ActionJudge:
+    """A judge of the world's actions: training clips whose camera stays, each with the actions of another, as transferred clips have."""
+    made = making.load(data)
+    train = [s for s in made.scripts if s.part == "train"][:count]
+    world, clips, codes = SpritesPlay(made.recipe, train[:1]), [], []
+    for one, other in zip(train, [*train[1:], train[0]], strict=True):
+        still = dataclasses.replace(one, windows=np.repeat(one.windows[:1], len(one), 0))
+        script = w_sprites.changed(made.recipe, still, moves=other.moves, locals=other.locals)
+        clips.append(w_sprites.render(made.recipe, script).frames)
+        codes.append(world.codes_of(script.moves[1:], script.locals[1:]))
+    frames = torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3)
+    return taught(frames, torch.from_numpy(np.stack(codes)), len(world.pairs))
+
+
+def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Old rows with the new ones in their places; what is new altogether comes after the row that it was measured behind."""
+    rows = list(old)
+    for k, one in enumerate(new):
+        at = next((i for i, r in enumerate(rows) if r["score"] == one["score"]), None)
+        if at is not None:
+            rows[at] = one
+        else:
+            behind = next((i for i, r in enumerate(rows) if k and r["score"] == new[k - 1]["score"]), len(rows) - 1)
+            rows.insert(behind + 1, one)
+    return rows
+
+
 def panel(asked: Asked, path: Path, pairs: int = 3) -> None:
     """The talk's picture of action transfer: a source clip; the target as the model plays it; the target in the world.
 
@@ -268,119 +365,95 @@ def row(
     return {**found, "summary": main} | ({} if ci is None else {"ci95": [float(ci[0]), float(ci[1])]})
 
 
-def rows_of(asked: list[Asked]) -> list[dict[str, Any]]:
-    plans = [a.planning() for a in asked]
-    moved, what, futures_ = [a.transfer() for a in asked], [a.whatif() for a in asked], [a.prediction() for a in asked]
-    energies = [a.energy() for a in asked]
-    known = [e[np.isfinite(e)] for e in energies]
+def baseline(found: list[dict[str, np.ndarray]], *names: str) -> dict[str, float]:
+    """Means over runs."""
+    return {name: float(np.mean([np.nanmean(f[name]) for f in found])) for name in names}
+
+
+def energy_rows(asked: list[Asked]) -> list[dict[str, Any]]:
+    known = [e[np.isfinite(e)] for e in (a.energy() for a in asked)]
     note = "of a clip's frames: distance to the one eight steps on, against the steps left"
-    rows = [
-        row("energy_order", "Spearman", [float(e.mean()) for e in known], len(known[0]), bootstrap_ci(np.concatenate(known)), {}, note)
-    ]
+    return [row("energy_order", "Spearman", [float(e.mean()) for e in known], len(known[0]), bootstrap_ci(np.concatenate(known)), {}, note)]
+
+
+def plan_rows(asked: list[Asked]) -> list[dict[str, Any]]:
+    plans, rows = [a.planning() for a in asked], []
     for at, name in ((0, "plan_position"), (1, "plan_pose")):
         mine = [p["rates"]["model"][:, at] for p in plans]
-        beside = {
-            k: float(np.mean([p["rates"][k][:, at].mean() for p in plans]))
-            for k in ("oracle", "random", "shuffled names")
-        }
-        beside["normalised"] = (float(np.mean([m.mean() for m in mine])) - beside["random"]) / max(
-            beside["oracle"] - beside["random"], 1e-9
-        )
+        beside = baseline([{k: x[:, at] for k, x in p["rates"].items()} for p in plans], "oracle", "random", "shuffled names")
+        mean = float(np.mean([m.mean() for m in mine]))
+        beside["normalised"] = (mean - beside["random"]) / max(beside["oracle"] - beside["random"], 1e-9)
         hits, n = int(sum(m.sum() for m in mine)), sum(len(m) for m in mine)
         note = f"goal {GAP} steps away, one plan, names from {LABELS} labelled steps"
-        rows.append(
-            row(name, "share reached", [float(m.mean()) for m in mine], n, wilson_ci(hits, n), beside, note, at == 0)
-        )
-    rows.append(
-        row(
-            "plan_cpu_s",
-            "s",
-            [p["cpu_s"] for p in plans],
-            len(plans[0]["rates"]["model"]),
-            None,
-            {},
-            "64 sequences, horizon 8, 4 rounds",
-        )
-    )
+        rows.append(row(name, "share reached", [float(m.mean()) for m in mine], n, wilson_ci(hits, n), beside, note, at == 0))
     right = [float(a.named_right.mean()) for a in asked]
-    rows.append(
-        row(
-            "named_way",
-            "share right",
-            right,
-            len(asked[0].named_right),
-            None,
-            {},
-            f"{LABELS} labelled steps name all codes",
-        )
-    )
-    gains = [m["model"] - m["no action"] for m in moved]
-    other = {
-        k: float(np.mean([m[k].mean() - m["no action"].mean() for m in moved]))
-        for k in ("another source", "shuffled actions")
-    }
-    interval = bootstrap_ci(np.concatenate(gains))
-    rows.append(
-        row(
-            "transfer_gain_db",
-            "dB over no action",
-            [float(g.mean()) for g in gains],
-            len(gains[0]),
-            interval,
-            other,
-            main=True,
-        )
-    )
-    for key, unit in (
-        ("contrast_db", "dB"),
-        ("effect_direction", "share within 45 degrees"),
-        ("effect_size", "ratio"),
-        ("centre_error_px", "px"),
-    ):
-        values = [w[key][np.isfinite(w[key])] for w in what]
-        lost = {"shuffled actions": float(np.mean([np.nanmean(w[f"shuffled actions {key}"]) for w in what]))}
-        rows.append(
-            row(key, unit, [float(v.mean()) for v in values], len(values[0]), bootstrap_ci(np.concatenate(values)), lost)
-        )
-    rows.append(
-        row(
-            "null_difference",
-            "",
-            [float(w["null_difference"][0]) for w in what],
-            len(what),
-            None,
-            {},
-            "largest difference, exactly 0",
-        )
-    )
-    best = [f["best"] for f in futures_]
-    beside = {
-        "one future": float(np.mean([f["one"].mean() for f in futures_])),
-        "diversity": float(np.mean([f["diversity"] for f in futures_])),
-    }
-    rows.append(
-        row(
-            "best_of_16_db",
-            "dB",
-            [float(b.mean()) for b in best],
-            len(best[0]),
-            bootstrap_ci(np.concatenate(best)),
-            beside,
-        )
-    )
-    beside = {k: float(np.mean([f[k] for f in futures_])) for k in ("unigram", "uniform")}
-    rows.append(
-        row(
-            "surprise",
-            "nats per action",
-            [f["bigram"] for f in futures_],
-            len(best[0]),
-            None,
-            beside,
-            "of what follows what",
-        )
-    )
+    rows.append(row("named_way", "share right", right, len(asked[0].named_right), None, {}, f"{LABELS} labelled steps name all codes"))
     return rows
+
+
+def speed_rows(asked: list[Asked]) -> list[dict[str, Any]]:
+    told = [a.speed() for a in asked]
+    beside = baseline(told, "alone", "same")
+    now, n = [float(np.mean(t["now"])) for t in told], len(told[0]["now"])
+    beside = {"every sequence alone": beside["alone"], "ratio": float(np.mean(now)) / beside["alone"], "same plans": beside["same"]}
+    note = "64 sequences, horizon 8, 4 rounds; both by turns in one process"
+    return [row("plan_cpu_s", "s", now, n, None, beside, note)]
+
+
+def transfer_rows(asked: list[Asked]) -> list[dict[str, Any]]:
+    moved = [a.transfer() for a in asked]
+    gains = [m["model"] - m["no action"] for m in moved]
+    other = {k: x - baseline(moved, "no action")["no action"] for k, x in baseline(moved, "another source", "shuffled actions").items()}
+    values, interval = [float(g.mean()) for g in gains], bootstrap_ci(np.concatenate(gains))
+    rows = [row("transfer_gain_db", "dB over no action", values, len(gains[0]), interval, other, main=True)]
+    read = [a.judged() for a in asked]
+    for name, what in (("judged_way", "which way"), ("judged_action", "which action")):
+        mine = [r[name]["model"] for r in read]
+        beside = baseline([r[name] for r in read], "true", "no action", "another source", "shuffled actions")
+        note = f"{what} the source did, read in transferred clips by a network that learned on true clips of other figures"
+        interval = bootstrap_ci(np.concatenate(mine))
+        rows.append(row(name, "share right", [float(m.mean()) for m in mine], len(mine[0]), interval, beside, note))
+    for name, what in (("figure", "figure"), ("ground", "ground")):
+        mine = [r["looks"][name]["source"] for r in read]
+        note = f"how far transferred clips go from the target's {what} to the source's; unrelated: to one that the model never saw"
+        rows.append(
+            row(f"leak_{name}", "share of the way", [float(m.mean()) for m in mine], len(mine[0]), bootstrap_ci(np.concatenate(mine)),
+                baseline([r["looks"][name] for r in read], "unrelated"), note)
+        )  # fmt: skip
+    mine = [r["same"]["other look"] for r in read]
+    note = "difference made by the source's look, its actions being the same, over that made by another source"
+    rows.append(row("look_effect", "ratio", [float(m) for m in mine], len(asked[0].scripts), None,
+                    {"keys that change": float(np.mean([r["same"]["keys"] for r in read])), "another source": 1.0}, note))  # fmt: skip
+    return rows
+
+
+def whatif_rows(asked: list[Asked]) -> list[dict[str, Any]]:
+    what, rows = [a.whatif() for a in asked], []
+    units = {"contrast_db": "dB", "effect_direction": "share within 45 degrees", "effect_size": "ratio", "centre_error_px": "px"}
+    for key, unit in units.items():
+        values = [w[key][np.isfinite(w[key])] for w in what]
+        lost = {"shuffled actions": baseline(what, f"shuffled actions {key}")[f"shuffled actions {key}"]}
+        rows.append(row(key, unit, [float(v.mean()) for v in values], len(values[0]), bootstrap_ci(np.concatenate(values)), lost))
+    null = [float(w["null_difference"][0]) for w in what]
+    rows.append(row("null_difference", "", null, len(what), None, {}, "largest difference, exactly 0"))
+    return rows
+
+
+def prediction_rows(asked: list[Asked]) -> list[dict[str, Any]]:
+    found = [a.prediction() for a in asked]
+    best = [f["best"] for f in found]
+    beside = baseline(found, "one", "diversity")
+    beside = {"one future": beside["one"], "diversity": beside["diversity"]}
+    rows = [row("best_of_16_db", "dB", [float(b.mean()) for b in best], len(best[0]), bootstrap_ci(np.concatenate(best)), beside)]
+    surprise, beside = [f["bigram"] for f in found], baseline(found, "unigram", "uniform")
+    rows.append(row("surprise", "nats per action", surprise, len(best[0]), None, beside, "of what follows what"))
+    return rows
+
+
+QUESTIONS = {
+    "energy": energy_rows, "plan": plan_rows, "speed": speed_rows, "transfer": transfer_rows, "whatif": whatif_rows,
+    "prediction": prediction_rows,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -388,6 +461,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--clips", type=int, default=100, help="test clips that are asked about")
+    parser.add_argument("--only", nargs="*", choices=list(QUESTIONS), default=list(QUESTIONS), help="ask these; the other rows stay")
     a = parser.parse_args()
     begin = time.monotonic()
     with torch.no_grad():
@@ -395,18 +469,19 @@ def main() -> None:
         method = asked[0].run.method.name
         if method == "lapo":
             panel(asked[0], PANEL)
-        rows = [{**r, "method": method} for r in rows_of(asked)]
-    result = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), shared with other work",
-        "versions": {"selftaught": selftaught.__version__, "torch": torch.__version__},
-        "seconds": time.monotonic() - begin, "seeds": list(range(len(a.runs))), "rows": rows,
-    }  # fmt: skip
-    write_json(RESULTS / ("play.json" if method == "lapo" else f"play_{method}.json"), result)
-    for one in rows:
-        print(
-            f"{one['score']}: {', '.join(f'{v:.3f}' for v in one['values'])} {one.get('ci95', '')}; {one['baselines']}",
-            flush=True,
-        )
+        path = RESULTS / ("play.json" if method == "lapo" else f"play_{method}.json")
+        before = read_json(path) if path.is_file() and len(a.only) < len(QUESTIONS) else {"rows": [], "seconds": 0.0}
+        for name in a.only:
+            new = [{**r, "method": method} for r in QUESTIONS[name](asked)]
+            before["rows"] = merged(before["rows"], new)
+            write_json(path, {
+                "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), shared with other work",
+                "versions": {"selftaught": selftaught.__version__, "torch": torch.__version__},
+                "seconds": before["seconds"] + time.monotonic() - begin, "seeds": list(range(len(a.runs))), "rows": before["rows"],
+            })  # fmt: skip
+            for one in new:
+                values = ", ".join(f"{v:.3f}" for v in one["values"])
+                print(f"{one['score']}: {values} {one.get('ci95', '')}; {one['baselines']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,14 @@ class Play:
         command = [sys.executable, "-m", "selftaught", "play", "--token", TOKEN]
         self.server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert self.server.stdout is not None
-        url = next(line.split()[1] for line in self.server.stdout if line.startswith("play: "))
+        told = []
+        for line in self.server.stdout:
+            told.append(line)
+            if line.startswith("play: "):
+                break
+        else:
+            raise SystemExit(f"the server did not start:\n{''.join(told)}")
+        url = told[-1].split()[1]
         self.page = browser.new_page(viewport={"width": 1280, "height": 860})
         self.problems: list[str] = []
         self.page.on("pageerror", lambda e: self.problems.append(str(e)))
@@ -76,16 +83,17 @@ class Play:
         self.server.communicate(timeout=60)
 
 
-def latency(play: Play, keys: int) -> list[float]:
-    """Milliseconds from key to picture of `keys` keys, without the first ones."""
-    draw = random.Random(0)
+def latency(play: Play, keys: int, pause_ms: int = 0) -> list[float]:
+    """Milliseconds from key to picture of `keys` keys, without the first ones; with a pause the films of actions come between."""
+    draw, before = random.Random(0), len(play.page.evaluate("playStats.latencies"))
     for i in range(keys + 20):
         play.press(draw.choice("123456789"))
+        play.page.wait_for_timeout(pause_ms * draw.uniform(0.8, 1.2))
         if i % 40 == 39:
             play.page.click("#reset")
             play.page.wait_for_timeout(100)
     play.page.wait_for_timeout(200)
-    return [float(x) for x in play.page.evaluate("playStats.latencies")][20:]
+    return [float(x) for x in play.page.evaluate("playStats.latencies")][before + 20 :]
 
 
 def plans(play: Play) -> list[float]:
@@ -139,11 +147,13 @@ def main() -> None:
         browser = p.chromium.launch(executable_path=found, args=FLAGS)
         play = Play(browser)
         try:
-            ms = latency(play, a.keys)
+            ms, calm = latency(play, a.keys), latency(play, a.keys // 4, 850)
             seconds = plans(play)
+            note_calm = f"{len(calm)} keys, each about 0.85 s after the last, when the films of all actions are drawn anew"
             note = f"{PLANS} plans of 64 sequences, horizon 8, 4 rounds"
             rows = [
                 row("key_to_frame_p95_ms", "ms", [float(np.percentile(ms, 95))], {"median": float(np.median(ms))}, f"{len(ms)} keys"),
+                row("key_between_films_p95_ms", "ms", [float(np.percentile(calm, 95))], {"median": float(np.median(calm))}, note_calm),
                 row("plan_s", "s", [float(np.median(seconds))], {"slowest": max(seconds)}, note),
             ]
             if a.minutes:

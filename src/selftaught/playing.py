@@ -242,10 +242,11 @@ class Playable:
         quantiser = getattr(self.method, "quantiser", None) if lma is None else lma.codes
         return None if quantiser is None else quantiser.look_up(torch.arange(self.method.codes))
 
-    def effects(self, start: Tensor, steps: int = 6) -> Played:
-        """Films (V, steps + 1, ...) of every key, held, from one frame (1, 3, H, W)."""
+    def effects(self, start: Any, steps: int = 6) -> Played:
+        """Films (V, steps + 1, ...) of every key, held, from one frame (1, 3, H, W) or from a state of the model."""
         V = len(self.keys)
-        state = pick(self.model.start(start), torch.zeros(V, dtype=torch.int64))
+        begin = self.model.start(start) if isinstance(start, Tensor) else start
+        state = pick(begin, torch.zeros(V, dtype=torch.int64))
         return rollout(self.model, state, self.keys.actions(torch.arange(V)[:, None].expand(V, steps)))
 
     @staticmethod

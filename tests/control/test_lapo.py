@@ -113,6 +113,19 @@ def test_what_is_put_somewhere_is_taken_away_where_it_was() -> None:
     assert torch.allclose(drawn.frame, want, atol=1e-4) and torch.allclose(drawn.mask, torch.roll(a, 2, -1), atol=1e-4)
 
 
+def test_a_ground_that_stays_is_not_warped_and_that_changes_nothing() -> None:
+    model = LAPO(LAPO.sizes["tiny"]).eval().requires_grad_(False)
+    before, now, code = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32), torch.randn(2, model.config.code_dim)
+    mask, still = torch.zeros(2, 1, 32, 32), torch.zeros(2, 2)
+    with torch.enable_grad():
+        warped = model.forward_model(before, now, mask, still, code)
+    with torch.no_grad():
+        as_it_is = model.forward_model(before, now, mask, still, code)
+        moved = model.forward_model(before, now, mask, still + 0.25, code)
+    assert torch.equal(warped.frame, as_it_is.frame) and torch.equal(warped.mask, as_it_is.mask)
+    assert not torch.equal(moved.frame, as_it_is.frame)
+
+
 def test_holes_are_filled_from_around_them() -> None:
     x = torch.linspace(0, 1, 32).expand(1, 3, 24, 32).clone()
     seen = torch.ones(1, 1, 24, 32)

@@ -16,7 +16,7 @@ from selftaught.control.glass import GLASS
 from selftaught.control.habits import Habits, Keys, diversity, futures
 from selftaught.control.lapo import LAPO
 from selftaught.control.naming import Names, few
-from selftaught.control.planning import Budget, plan, plan_beam, plan_cem, tried
+from selftaught.control.planning import Budget, cost_of, costs, plan, plan_beam, plan_cem, tried
 from selftaught.control.stepping import code_actions, controls_of, pick, picture_distance, rollout, same_ground
 from selftaught.control.synthesis import by_synthesis, cheapest_path
 from selftaught.control.whatif import changed_codes, counterfactual, transfer
@@ -141,6 +141,71 @@ def test_trying_sequences_together_is_trying_them_alone() -> None:
     assert torch.equal(together, alone)
 
 
+class Counted:
+    """Another model, and how many states it was asked to step."""
+
+    def __init__(self, model: Controls) -> None:
+        self.model, self.rows, self.acts = model, 0, list[Any]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def step(self, state: Any, act: Any) -> Any:
+        self.rows += len(act.codes)
+        self.acts.append(act)
+        return self.model.step(state, act)
+
+
+@pytest.mark.parametrize("name", ["lapo", "glass"])
+def test_equal_beginnings_are_computed_once_and_that_changes_nothing(name: str) -> None:
+    controls, frames = controls_of(learned(name)), torch.rand(2, 3, 32, 32)
+    start, goal = controls.start(frames[:1]), controls.start(frames[1:])
+    way = torch.tensor([[0.0, 0.0], [0.1, 0.0], [-0.1, 0.0]])
+    keys = Keys(torch.tensor([0, 1, 1]), way) if name == "glass" else Keys(torch.arange(3), 0 * way)
+    drawn = torch.randint(0, 3, (40, 4), generator=torch.Generator().manual_seed(0))
+    counted, actions = Counted(controls), keys.actions(drawn)
+    together = tried(counted, start, actions, goal)  # type: ignore[arg-type]
+    assert counted.rows == sum(len(torch.unique(drawn[:, : t + 1], dim=0)) for t in range(4)) < drawn.numel()
+    state, apart = pick(start, torch.zeros(40, dtype=torch.int64)), []
+    for t in range(4):
+        state = controls.step(state, controls_act(actions, t))
+        apart.append(controls.distance(state, goal))
+    assert torch.allclose(together, torch.stack(apart, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("switch", [0.0, 0.05])
+def test_hopeless_sequences_are_given_up_and_the_best_stay_the_same(switch: float) -> None:
+    w, budget, fewer = world(), Budget(sequences=48, horizon=8, elites=6, switch=switch), []
+    for i in range(len(w.scripts)):
+        start, goal = w.begin([i]), w.begin([i], 6)
+        keys = Keys.of_space(w.action_space())
+        actions = keys.actions(torch.randint(0, len(keys), (48, 8), generator=torch.Generator().manual_seed(i)))
+        whole, cut = Counted(w), Counted(w)
+        away = w.distance(start, goal)[0]
+        want = cost_of(tried(whole, start, actions, goal), actions, away, budget)  # type: ignore[arg-type]
+        found = costs(cut, start, actions, goal, away, budget)  # type: ignore[arg-type]
+        best = want.argsort(stable=True)[:6]
+        assert torch.equal(found.argsort(stable=True)[:6], best) and torch.equal(found[best], want[best])
+        assert bool((want[torch.isinf(found)] > want[best].max()).all())
+        fewer.append(cut.rows / whole.rows)
+    assert max(fewer) <= 1 and np.mean(fewer) < 0.95, fewer
+    last = dataclasses.replace(budget, objective="last")
+    assert bool(torch.isfinite(costs(w, start, actions, goal, away, last)).all()), "only sums are known to grow"
+
+
+def test_a_plan_over_keys_tries_keys_only_and_a_mixed_one_anything() -> None:
+    controls, frames = controls_of(learned("glass")), torch.rand(2, 3, 32, 32)
+    start, goal = controls.start(frames[:1]), controls.start(frames[1:])
+    keys = Keys(torch.tensor([0, 1]), torch.tensor([[0.1, 0.0], [0.0, -0.1]]))
+    habits, budget = Habits.fit(keys, torch.tensor([[0, 1, 1, 0]])), Budget(sequences=8, horizon=3, rounds=2, elites=2)
+    for how in ("cem", "mixed"):
+        counted = Counted(controls)
+        plan(counted, start, goal, habits, how, budget, seed=1)  # type: ignore[arg-type]
+        shifts, codes = torch.cat([a.shifts for a in counted.acts]), torch.cat([a.codes for a in counted.acts])
+        known = bool((shifts[:, None] == keys.shifts[codes][:, None]).all())
+        assert known == (how == "cem")
+
+
 def test_a_plan_is_the_same_for_the_same_seed_and_shifts_stay_in_their_box() -> None:
     controls = controls_of(learned("glass"))
     first = torch.rand(2, 3, 32, 32)
@@ -164,7 +229,7 @@ def test_budgets_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_an_unknown_planner_is_refused() -> None:
     w = world()
-    with pytest.raises(ConfigError, match="cem or beam"):
+    with pytest.raises(ConfigError, match="cem, mixed or beam"):
         plan(w, w.begin([0]), w.begin([0], 2), Habits.unknown(w.action_space()), "magic")  # type: ignore[arg-type]
 
 

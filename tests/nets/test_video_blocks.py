@@ -50,6 +50,15 @@ def test_blocks_have_their_shapes_at_odd_sizes() -> None:
     assert ModConv(4, 6, 3, 2)(x, torch.rand(2, 3)).shape == (2, 6, 5, 7)
 
 
+@pytest.mark.parametrize("size", [(12, 16), (11, 16)])
+def test_halving_without_gradients_is_the_same(size: tuple[int, int]) -> None:
+    for block in (ResBlock(5, 8, 2), SameBlock(5, 8, 2)):
+        x = torch.randn(2, 5, *size)
+        with torch.no_grad():
+            fast = block(x)
+        assert torch.allclose(fast, block(x), atol=1e-5)
+
+
 def test_the_modulated_convolution_is_the_formula() -> None:
     """Weights made for every sample, as StyleGAN2's equations 1 and 3 say, with weight and style brought to unit rms first."""
     torch.manual_seed(0)

@@ -221,8 +221,18 @@ def test_overtaken_requests_are_not_computed() -> None:
         return connection
 
     connection = asyncio.run(fill())
-    assert [(r["do"], r["id"]) for r in connection.waiting] == [("undo", 1), ("effects", 3), ("act", 4)]
-    assert sent == [{"id": 0, "stale": True}, {"id": 2, "stale": True}]
+    left = [(r["do"], r["id"]) for r in connection.waiting]
+    assert left == [("act", 0), ("undo", 1), ("effects", 3), ("act", 4)], "an undo takes back what was done before it"
+    assert sent == [{"id": 2, "stale": True}]
+
+
+def test_whatever_goes_wrong_is_answered() -> None:
+    class Broken:
+        def do(self, request: Any) -> Any:
+            raise OSError("the disk is gone")
+
+    told = json.loads(serving.answer_text(Broken, {"id": 3, "do": "act"}))  # type: ignore[arg-type]
+    assert told["id"] == 3 and "the disk is gone" in told["error"]
 
 
 def test_sessions_are_few() -> None:
@@ -251,4 +261,6 @@ def test_a_port_that_is_taken_gives_a_clear_error() -> None:
             listening(taken.getsockname()[1])
     bound = listening(0)
     assert bound.getsockname()[0] == "127.0.0.1"
+    with pytest.raises(ConfigError, match="cannot be used"):
+        listening(bound.getsockname()[1])
     bound.close()

@@ -90,6 +90,22 @@ def test_reset_scene_and_goal(session: Session) -> None:
     assert session.do({"do": "goal", "from": "clip"})["goal"] == other["goal"]
 
 
+def test_a_goal_that_was_walked_to_is_planned_to_from_the_beginning(session: Session) -> None:
+    for key in (0, 0, 1):
+        session.do({"do": "act", "key": key})
+    goal = session.do({"do": "goal", "from": "now"})["goal"]
+    assert session.do({"do": "reset"})["goal"] == goal
+    assert session.do({"do": "reset", "scene": 1})["goal"] != goal
+
+
+def test_the_films_of_actions_are_what_they_do(session: Session) -> None:
+    for key in (0, 3):
+        session.do({"do": "act", "key": key})
+    films = session.do({"do": "effects"})["effects"]
+    one = pixels(session.do({"do": "act", "key": 2})["frame"]).astype(int)
+    assert np.abs(pixels(films[2][0]).astype(int) - one).max() <= 1, "from where the play is, not from its last picture alone"
+
+
 def test_a_plan_is_made_of_keys_that_come_nearer(session: Session) -> None:
     told = session.do({"do": "plan"})
     assert all(0 <= k < len(session.playable.keys) for k in told["plan"])

@@ -128,7 +128,7 @@ def from_around(x: Tensor, seen: Tensor) -> Tensor:
     share = F.avg_pool2d(seen, 2, ceil_mode=True)
     mean = F.avg_pool2d(x * seen, 2, ceil_mode=True) / share.clamp(min=1e-6)
     coarse = from_around(mean, (4 * share).clamp(max=1))
-    return seen * x + (1 - seen) * F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False)
+    return torch.lerp(F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False), x, seen)
 
 
 class ForwardModel(nn.Module):
@@ -169,15 +169,17 @@ class ForwardModel(nn.Module):
         a = torch.sigmoid(self.actor(torch.cat([now - 0.5, mask], 1)))
         # A network that learned to fill holes in some hundred steps left a shade wherever the agent had stood.
         hole = grown(a, 1)
-        steady = shift_layer(torch.cat([now, hole, from_around(now, 1 - hole)], 1), ground, "border", "nearest")
+        steady = torch.cat([now, hole, from_around(now, 1 - hole)], 1)
+        if torch.is_grad_enabled() or bool(ground.any()):  # what is planned is done on a ground that stays
+            steady = shift_layer(steady, ground, "border", "nearest")
         moved = self.moved(torch.cat([a * now, a], 1), code)
         put, hole = moved[:, 3:], steady[:, 3:4]
-        y = moved[:, :3] + (1 - put) * ((1 - hole) * steady[:, :3] + hole * steady[:, 4:])
+        y = torch.addcmul(moved[:, :3], 1 - put, torch.lerp(steady[:, :3], steady[:, 4:], hole))
         # Of the frame before only the surroundings of what acts: how the ground moves is no sign of what it does.
         near = grown(a, 4)
         drawn = self.net(torch.cat([y - 0.5, put, near * (before - 0.5)], 1), code)
         g = torch.sigmoid(drawn[:, :1])
-        return Drawn(((1 - g) * y + g * torch.sigmoid(drawn[:, 1:])).clamp(0, 1), put)
+        return Drawn(torch.lerp(y, torch.sigmoid(drawn[:, 1:]), g).clamp(0, 1), put)
 
     def displacements(self, code: Tensor) -> Tensor:
         """(N, 2R + 1, 2R + 1) shares that sum to 1: entry [R + dy, R + dx] is how much of what acts goes by (dx, dy) pixels."""

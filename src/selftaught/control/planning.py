@@ -1,7 +1,7 @@
 """From a start to a goal: sequences of actions found by trying them in the model.
 
-CEM: Rubinstein, "The Cross-Entropy Method", 1999: sequences are drawn, the best are kept, the distribution moves to them. Codes have a
-table of probabilities per step, shifts (where a model has them) a Gaussian per step within the model's box, both moved independently.
+CEM: Rubinstein, "The Cross-Entropy Method", 1999: sequences are drawn, the best are kept, the distribution moves to them. Keys (or codes)
+have a table of probabilities per step, free shifts (where a model has them) a Gaussian per step within the model's box, both moved alone.
 Beam search keeps the best states of every step. Both are written on `Controls` alone.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selftaught.control.habits import Habits, Keys
-from selftaught.control.stepping import acts_of, pick, rollout
+from selftaught.control.stepping import acts_of, pick
 from selftaught.core.errors import ConfigError
 from selftaught.method import Act, Actions, Controls, Played
 
@@ -69,27 +69,64 @@ class Plan(NamedTuple):
     distances: Tensor
     """(n + 1,) to the goal, the start first."""
     evaluations: int
-    """Steps of the model that were tried."""
+    """Steps of all sequences that were tried; those that are equal are computed once, and the ends of hopeless ones not at all."""
     seconds: float
 
 
 @torch.no_grad()
-def tried(model: Controls, state: Any, actions: Actions, goal: Any) -> Tensor:
-    """(N, H) distances to the goal after each step of N sequences from one state; equal beginnings are computed once."""
-    N, H = actions.codes.shape
-    rows, many = torch.zeros(N, dtype=torch.int64), state
-    plain, count = not bool(actions.shifts.any()), model.action_space().codes
-    found = []
-    for t in range(H):
-        which = torch.arange(N)
-        if plain:
-            _, which = torch.unique(rows * count + actions.codes[:, t], return_inverse=True)
-        first = torch.full((int(which.max()) + 1,), N).scatter_reduce(0, which, torch.arange(N), "amin")
+def onward(model: Controls, nodes: Any, rows: Tensor, actions: Actions, goal: Any) -> tuple[Any, Tensor, Tensor]:
+    """Sequences (N, n) from the states nodes[rows]; where states and actions are equal they are computed once.
+
+    Returns the states after them, again as nodes and rows (N,) of those, and the distances (N, n) to the goal.
+    """
+    N, found = len(rows), []
+    for t in range(actions.codes.shape[1]):
         act = acts_of(actions, t)
-        many = model.step(pick(many, rows[first]), Act(*(x[first] for x in act)))
-        found.append(model.distance(many, goal)[which])
-        rows = which
-    return torch.stack(found, 1)
+        led = torch.cat([torch.stack([rows, act.codes], 1).double(), act.shifts.double(), act.ground.double()], 1)
+        _, which = torch.unique(led, dim=0, return_inverse=True)
+        first = torch.full((int(which.max()) + 1,), N).scatter_reduce(0, which, torch.arange(N), "amin")
+        nodes, rows = model.step(pick(nodes, rows[first]), Act(*(x[first] for x in act))), which
+        found.append(model.distance(nodes, goal)[rows])
+    return nodes, rows, torch.stack(found, 1)
+
+
+def tried(model: Controls, state: Any, actions: Actions, goal: Any) -> Tensor:
+    """(N, H) distances to the goal after each step of N sequences from one state."""
+    return onward(model, state, torch.zeros(len(actions.codes), dtype=torch.int64), actions, goal)[2]
+
+
+def costs(model: Controls, state: Any, actions: Actions, goal: Any, start: Tensor, budget: Budget) -> Tensor:
+    """(N,) what sequences cost; infinite for those that were given up, which cost more than each of the `elites` cheapest.
+
+    A sum of distances only grows. So all go half of the way, the twice `elites` cheapest by then to the end, and of the others each as
+    long as what it cost so far is less than the last of the elites.
+    """
+    b, (N, H) = budget, actions.codes.shape
+    if b.objective != "sum" or N <= 2 * b.elites or H < 2:
+        return cost_of(tried(model, state, actions, goal), actions, start, b)
+    half, far = H // 2, torch.full((N,), float("inf"))
+    nodes, rows, done = onward(model, state, torch.zeros(N, dtype=torch.int64), part(actions, slice(None), 0, half), goal)
+    dear = cost_of(torch.zeros(N, H), actions, start, b)  # changes of action are known beforehand
+    order = (done.sum(1) / H + dear).argsort(stable=True)
+    lead, left = order[: 2 * b.elites], order[2 * b.elites :]
+    _, _, rest = onward(model, nodes, rows[lead], part(actions, lead, half, H), goal)
+    far[lead] = cost_of(torch.cat([done[lead], rest], 1), part(actions, lead, 0, H), start, b)
+    least = far[lead].sort().values[b.elites - 1] * (1 + 1e-5)  # sums in another order differ in their last digits
+    rows, done = rows[left], done[left]
+    for t in range(half, H):
+        keep = ~(done.sum(1) / H + dear[left] > least)
+        left, rows, done = left[keep], rows[keep], done[keep]
+        if not len(left):
+            return far
+        nodes, rows, more = onward(model, nodes, rows, part(actions, left, t, t + 1), goal)
+        done = torch.cat([done, more], 1)
+    far[left] = cost_of(done, part(actions, left, 0, H), start, b)
+    return far
+
+
+def part(actions: Actions, rows: Any, begin: int, end: int) -> Actions:
+    """Steps `begin` to `end` of some sequences."""
+    return Actions(*(x[rows, begin:end] for x in actions))
 
 
 def cost_of(distances: Tensor, actions: Actions, start: Tensor, budget: Budget) -> Tensor:
@@ -100,36 +137,41 @@ def cost_of(distances: Tensor, actions: Actions, start: Tensor, budget: Budget) 
 
 
 def plan_cem(
-    model: Controls, state: Any, goal: Any, budget: Budget | None = None, seed: int = 0, shift_std: Tensor | None = None
+    model: Controls, state: Any, goal: Any, budget: Budget | None = None, seed: int = 0, shift_std: Tensor | None = None,
+    keys: Keys | None = None,
 ) -> Plan:
-    """Plan by the cross-entropy method; `shift_std` (2,) is where the Gaussians of the shifts begin, a third of the box when not given."""
+    """Plan by the cross-entropy method, over keys where they are given; else over codes, and shifts where the model has them.
+
+    `shift_std` (2,) is where the Gaussians of the shifts begin, a third of the box when not given.
+    """
     b = budget or Budget()
     begin = time.monotonic()
     space, draw = model.action_space(), torch.Generator().manual_seed(seed)
-    table = torch.full((b.horizon, space.codes), 1 / space.codes)
+    mixed, keys = keys is None and space.shift_low is not None, keys or Keys.of_space(space)
+    table = torch.full((b.horizon, len(keys)), 1 / len(keys))
     low, high = (torch.tensor(x or (0.0, 0.0)) for x in (space.shift_low, space.shift_high))
     mean = torch.zeros(b.horizon, 2)
     std = ((high - low) / 6 if shift_std is None else shift_std).expand(b.horizon, 2).clone()
     start = model.distance(state, goal)[0]
-    best, least, zero = None, float("inf"), torch.zeros(b.sequences, b.horizon, 2)
+    best, least = None, float("inf")
     for _ in range(b.rounds):
-        codes = torch.multinomial(table, b.sequences, replacement=True, generator=draw).T.contiguous()
-        codes[0] = table.argmax(1)  # what the distribution believes in is always tried
-        shifts = zero
-        if space.shift_low is not None:
+        drawn = torch.multinomial(table, b.sequences, replacement=True, generator=draw).T.contiguous()
+        drawn[0] = table.argmax(1)  # what the distribution believes in is always tried
+        actions = keys.actions(drawn)
+        if mixed:
             shifts = mean + std * torch.randn(b.sequences, b.horizon, 2, generator=draw)
             shifts[0] = mean
             shifts = torch.minimum(torch.maximum(shifts, low), high)
-        actions = Actions(shifts, zero, codes)
-        cost = cost_of(tried(model, state, actions, goal), actions, start, b)
+            actions = actions._replace(shifts=shifts)
+        cost = costs(model, state, actions, goal, start, b)
         order = cost.argsort(stable=True)[: b.elites]
         if float(cost[order[0]]) < least:
             least, best = float(cost[order[0]]), Actions(*(x[order[:1]] for x in actions))
-        often = torch.nn.functional.one_hot(codes[order], space.codes).float().mean(0)
+        often = torch.nn.functional.one_hot(drawn[order], len(keys)).float().mean(0)
         table = (1 - b.smooth) * often + b.smooth * table
         table = table.clamp(min=b.floor)
         table = table / table.sum(1, keepdim=True)
-        if space.shift_low is not None:
+        if mixed:
             mean = (1 - b.smooth) * shifts[order].mean(0) + b.smooth * mean
             std = (1 - b.smooth) * shifts[order].std(0, unbiased=False) + b.smooth * std
     if best is None:
@@ -170,14 +212,17 @@ def unlike(away: Tensor, frames: Tensor, count: int, least: float = 1e-3) -> Ten
     return order[kept]
 
 
+@torch.no_grad()
 def finished(model: Controls, state: Any, goal: Any, actions: Actions, tries: int, begin: float) -> Plan:
     """A plan cut after its best step, played once more alone."""
-    distances = model.distance(state, goal)[:1]
-    if actions.codes.shape[1]:
-        distances = torch.cat([distances, tried(model, state, actions, goal)[0]])
+    states = [state]
+    for t in range(actions.codes.shape[1]):
+        states.append(model.step(states[-1], acts_of(actions, t)))
+    distances = torch.cat([model.distance(x, goal)[:1] for x in states])
     n = int(distances.argmin())
+    frames, masks = (torch.stack([see(x) for x in states[: n + 1]], 1) for see in (model.render, model.masks))
     actions = Actions(*(x[:, :n] for x in actions))
-    return Plan(actions, rollout(model, state, actions), distances[: n + 1], tries, time.monotonic() - begin)
+    return Plan(actions, Played(frames, masks), distances[: n + 1], tries, time.monotonic() - begin)
 
 
 def first_acts(plan: Plan, count: int) -> list[Act]:
@@ -190,14 +235,17 @@ def plan(
     state: Any,
     goal: Any,
     habits: Habits,
-    how: Literal["cem", "beam"] = "cem",
+    how: Literal["cem", "mixed", "beam"] = "cem",
     budget: Budget | None = None,
     seed: int = 0,
 ) -> Plan:
-    """Plan by one of the two ways; the Gaussians of CEM begin as wide as the shifts of the habits."""
+    """Plan by one of the ways: `cem` and `beam` choose keys, what tends to be done; `mixed` any code and any shift within the model's box,
+    with Gaussians that begin as wide as the shifts of the habits.
+    """
     if how == "beam":
         return plan_beam(model, state, goal, habits.keys, budget)
-    if how != "cem":
-        raise ConfigError(f"There is no planner '{how}'.", expected="cem or beam")
-    spread = habits.keys.shifts.std(0, unbiased=False) if model.action_space().shift_low is not None else None
-    return plan_cem(model, state, goal, budget, seed, None if spread is None else spread.clamp(min=1e-3))
+    if how not in ("cem", "mixed"):
+        raise ConfigError(f"There is no planner '{how}'.", expected="cem, mixed or beam")
+    if how == "cem":
+        return plan_cem(model, state, goal, budget, seed, keys=habits.keys)
+    return plan_cem(model, state, goal, budget, seed, habits.keys.shifts.std(0, unbiased=False).clamp(min=1e-3))

@@ -1,7 +1,7 @@
 """The server of `selftaught play`: one page and one WebSocket, on loopback only.
 
 Who may ask: requests with the token, for this host, and WebSockets that come from this page. Messages have a size and a rate; a request
-that a newer one overtook is not computed. One thread computes for all, so that two tabs do not slow each other more than twofold.
+that a newer one overtook is not computed. One thread computes for all: what one tab asks waits for what another has begun, at most a plan.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -116,8 +117,8 @@ def answer_text(session: Callable[[], Session], request: dict[str, Any]) -> str:
         return json.dumps({"id": safe_id(request.get("id")), **told}, allow_nan=False)
     except SelftaughtError as error:
         text = str(error)
-    # A model whose numbers are not finite must not end the server, and an answer must come: nothing else waits for one that does not.
-    except (ArithmeticError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
+    # Whatever a model does must not end the server, and an answer must come: the page waits for it, and so does all that was asked after.
+    except Exception as error:
         text = f"The model could not answer: {error}"
     return json.dumps({"id": safe_id(request.get("id")), "error": text})
 
@@ -181,7 +182,11 @@ class Connection:
             return await self.say(error="The message is no JSON.")
         if not isinstance(request, dict):
             return await self.say(error="A message is a JSON object.")
-        overtaken = [old for old in self.waiting if request.get("do") in OVERTAKE and old.get("do") == request["do"]]
+        overtaken = []
+        if request.get("do") in OVERTAKE:
+            # Not past a request of another kind: an undo would take back something else than what was done before it.
+            since = takewhile(lambda old: old.get("do") in OVERTAKE, reversed(self.waiting))
+            overtaken = [old for old in since if old["do"] == request["do"]]
         if not overtaken and len(self.waiting) >= MAX_WAITING:
             overtaken = [self.waiting[0]]
         for old in overtaken:
@@ -293,6 +298,7 @@ def listening(port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind(("127.0.0.1", port))
+        found.listen()  # until then a second server could take the same port
     except OSError as error:
         found.close()
         raise ConfigError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from selftaught.control.stepping import same_ground
 from selftaught.core.errors import ConfigError
 from selftaught.data import readers
 from selftaught.data.clip_decoding import fit
+from selftaught.method import Act
 from selftaught.web.stage import GOAL_AFTER, Scene, Stage
 
 UNDO = 64
@@ -55,12 +55,10 @@ class Session:
         self.goal: Tensor | None = None
         self.recording: list[np.ndarray] | None = None
         self.film: list[np.ndarray] = []
-        self.used = time.monotonic()
         self._begin(0)
 
     def do(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request; raises ConfigError or another SelftaughtError for one that cannot be answered."""
-        self.used = time.monotonic()
         verbs = {
             "hello": self.hello, "effects": self.effects, "reset": self.reset, "upload": self.upload, "act": self.act, "undo": self.undo,
             "goal": self.set_goal, "plan": self.make_plan, "record": self.record,
@@ -91,8 +89,7 @@ class Session:
 
     def effects(self, request: dict[str, Any]) -> dict[str, Any]:
         """A small film of every action from where the play is."""
-        now = self.playable.model.render(self.moments[-1].state)
-        films = self.playable.effects(now, FILM_STEPS).frames
+        films = self.playable.effects(self.moments[-1].state, FILM_STEPS).frames
         return {"effects": [[packed(frame) for frame in film[1:]] for film in films]}
 
     def view(self) -> dict[str, Any]:
@@ -113,13 +110,15 @@ class Session:
         return {"goal": None if self.goal is None else packed(self.goal[0]), "parsed": parsed}
 
     def reset(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Begin anew, in another scene where one is named."""
+        """Begin anew, in another scene where one is named; in the same one the goal stays, which may be a place that was walked to."""
         if request.get("scene") is not None:
             number = whole(request, "scene", len(self.stage.scenes))
             self.scene = self.stage.scenes[number]
             self._begin(number)
         else:
+            goal = self.goal
             self._begin(self.number)
+            self.goal = goal
         return {**self.view(), **self.aims()}
 
     def upload(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -140,13 +139,11 @@ class Session:
         """Do one action."""
         key = whole(request, "key", len(self.playable.keys))
         now = self.moments[-1]
-        state = self.playable.model.step(now.state, self.playable.keys.act(torch.tensor([key])))
+        done = self.playable.keys.act(torch.tensor([key]))
+        state = self.playable.model.step(now.state, done)
         world, true = now.world, self.stage.world_key(key)
         if world is not None and true is not None:
-            zero = torch.zeros(1, 2)
-            world = self.stage.world.step(
-                world, type(self.playable.keys.act(torch.tensor([key])))(torch.tensor([true]), zero, zero)
-            )
+            world = self.stage.world.step(world, Act(torch.tensor([true]), torch.zeros(1, 2), torch.zeros(1, 2)))
         self.moments.append(Moment(state, world, key))
         self.keep()
         return self.view()
