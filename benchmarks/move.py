@@ -1,6 +1,6 @@
 """MOVE on sample:things: seeds, SelfMask on its masks, detectors on its boxes, and what it comes to without its parts.
 
-    python benchmarks/move.py --features RUN [RUN ...] --inpainter RUN --runs FOLDER [--controls NAME ...] [--limit 400]
+    python benchmarks/move.py --features RUN [RUN ...] --inpainter RUN --runs FOLDER [--controls NAME ...] [--limit 400] [--no-boxes]
 
 One run of `simclr` at 96 px per seed (`selftaught learn` makes them), one inpainter for all. Each seed trains `move`, then `selfmask` with
 `teacher=run` on it, then `cad` on its largest boxes and on all of them (Multi). The controls train `move` with half the steps on the first
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--controls", nargs="*", default=list(CONTROLS), choices=list(CONTROLS))
     parser.add_argument("--limit", type=int, default=400)
     parser.add_argument("--steps", type=int, default=Move.sizes["small"].steps)
+    parser.add_argument("--no-boxes", action="store_true", help="leave out the detectors")
     a = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {"move": [], "selfmask on move": [], "move + cad": [], "move multi + cad": []}
     controls: dict[str, dict[str, Any]] = {}
@@ -98,7 +99,7 @@ def main() -> None:
         found["selfmask on move"].append(
             one_run("selfmask", DATA, a.runs / f"selfmask-{seed}", seed, ["teacher=run"], a.steps // 2, a.limit, needs)
         )
-        for name, pseudo in (("move + cad", "largest"), ("move multi + cad", "all")):
+        for name, pseudo in () if a.no_boxes else (("move + cad", "largest"), ("move multi + cad", "all")):
             cad = a.runs / f"cad-{pseudo}-{seed}"
             found[name].append(one_run("cad", DATA, cad, seed, [f"pseudo={pseudo}"], a.steps // 2, a.limit, needs[1:]))
         save()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from selftaught.measure.baselines import colour_saliency
-from selftaught.segmentation.border import NEAREST, border_contrast, feature_contrast, stretched
+from selftaught.segmentation.border import NEAREST, border_contrast, colour_contrast, feature_contrast, stretched
 
 
 def test_feature_contrast_is_the_slow_loop() -> None:
@@ -58,3 +58,13 @@ def test_it_is_the_geometric_mean_of_both() -> None:
     colour = torch.from_numpy(colour_saliency(pixels))[None]
     expected = (stretched(features) * stretched(colour)).sqrt().clamp(max=1)
     torch.testing.assert_close(border_contrast(maps, image), expected)
+
+
+def test_colours_are_compared_with_the_nearer_half_of_the_rim() -> None:
+    picture = torch.zeros(1, 3, 6, 6)
+    picture[:, 0, :, 3:] = 0.8  # two colours, both at the rim
+    picture[:, :, 2, 1] = torch.tensor([0.0, 0.3, 0.4])
+    contrast = colour_contrast(picture)[0]
+    assert contrast.shape == (6, 6) and float(contrast[2, 1]) == pytest.approx(0.5)
+    contrast[2, 1] = 0
+    assert float(contrast.max()) == 0

@@ -85,6 +85,24 @@ def test_the_segmenter_of_the_paper_has_its_layers_and_parameters() -> None:
             SegmenterHead(8, patch, 4, stride=stride)
 
 
+def test_the_head_is_told_what_differs_from_the_rim() -> None:
+    torch.manual_seed(0)
+    maps, pictures = torch.randn(2, 12, 1, 1).expand(2, 12, 8, 8).clone(), torch.full((2, 3, 32, 32), 0.4)
+    maps[0, :, 2:5, 3:6] *= -1
+    pictures[0, :, 8:20, 12:24] = torch.tensor([0.9, 0.1, 0.1])[:, None, None]
+    head = SegmenterHead(12, 4, 4, rim=True).eval()
+    contrasts = head.rims(maps, pictures, (8, 8))
+    inside = torch.zeros(8, 8, dtype=torch.bool)
+    inside[2:5, 3:6] = True
+    assert contrasts.shape == (2, 2, 8, 8) and float(contrasts[0, :, inside].min()) > 0.9 and float(contrasts[0, :, ~inside].max()) < 0.1
+    assert float(contrasts[1].abs().max()) == 0, "nothing differs"
+    changed = SegmenterHead(12, 4, 4, rim=True).eval()
+    changed.load_state_dict(head.state_dict())
+    changed.rims = lambda maps, pictures, size: torch.zeros(2, 2, *size)  # type: ignore[method-assign]
+    told, untold = head(maps, pictures), changed(maps, pictures)
+    assert not torch.equal(told[0], untold[0]) and torch.equal(told[1], untold[1])
+
+
 @pytest.mark.parametrize(
     ("patch", "reduce", "shallow", "stride"), [(4, 0, 0, 1), (8, 6, 0, 2), (8, 0, 5, 4), (1, 0, 3, 1), (2, 4, 2, 2), (8, 0, 5, 1)]
 )

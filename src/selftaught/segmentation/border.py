@@ -18,16 +18,36 @@ NEAREST = 0.5
 """Share of the rim's patches, the most similar ones, that a patch is compared with; rims show more than one thing."""
 
 
+def outermost(h: int, w: int) -> Tensor:
+    """(h * w,) true for the places at the rim of an (h, w) map."""
+    rim = torch.zeros(h, w, dtype=torch.bool)
+    rim[[0, -1]], rim[:, [0, -1]] = True, True
+    return rim.flatten()
+
+
+def nearest_half(distance: Tensor) -> Tensor:
+    """Mean of the smaller half of the distances to the rim: (B, N, R) to (B, N).
+
+    The nearest is left out: a patch of the rim is nearest to itself.
+    """
+    count = max(int(NEAREST * distance.shape[2]), 2)
+    return distance.topk(count, dim=2, largest=False).values[..., 1:].mean(2)
+
+
 def feature_contrast(maps: Tensor) -> Tensor:
     """Mean cosine distance of each patch to the most similar half of the outermost patches: (B, D, h, w) to (B, h, w)."""
     B, _, h, w = maps.shape
-    rim = torch.zeros(h, w, dtype=torch.bool, device=maps.device)
-    rim[[0, -1]], rim[:, [0, -1]] = True, True
     rows = unit_rows(maps)
-    distance = 1 - rows @ rows[:, rim.flatten()].transpose(1, 2)
-    # The nearest is left out: a patch of the rim is nearest to itself.
-    count = max(int(NEAREST * distance.shape[2]), 2)
-    return distance.topk(count, dim=2, largest=False).values[..., 1:].mean(2).view(B, h, w)
+    rim = outermost(h, w).to(maps.device)
+    return nearest_half(1 - rows @ rows[:, rim].transpose(1, 2)).view(B, h, w)
+
+
+def colour_contrast(pictures: Tensor) -> Tensor:
+    """Mean distance of the colour of each pixel to the most similar half of the outermost ones: (B, 3, h, w) to (B, h, w)."""
+    B, _, h, w = pictures.shape
+    rows = pictures.flatten(2).transpose(1, 2)
+    rim = outermost(h, w).to(pictures.device)
+    return nearest_half((rows[:, :, None] - rows[:, None, rim]).square().sum(-1).sqrt()).view(B, h, w)
 
 
 def stretched(soft: Tensor) -> Tensor:

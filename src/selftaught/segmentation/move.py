@@ -69,6 +69,8 @@ class MoveConfig(TrainConfig):
     """Channels of a convolution on the pixels that joins the segmenter's last block; 0 has none."""
     head_stride: int = 1
     """Pixels per value of the mask that the segmenter predicts; it is enlarged from there."""
+    head_rim: bool = False
+    """Tell the segmenter how much features and colours differ from those of the picture's own rim."""
     shift_frac: float = 0.125
     """Largest shift in each direction, as a share of the picture's side."""
     copy_real: bool = True
@@ -195,12 +197,13 @@ class Move(Method):
     alternate = True
     sizes = {
         "tiny": MoveConfig(
-            image_px=32, batch_size=16, steps=20, lr=2e-3, head_reduce=8, head_least=8, disc_width=8, crop_min=1.0,
+            image_px=32, batch_size=16, steps=20, lr=2e-3, head_reduce=8, head_least=8, head_rim=True, disc_width=8, crop_min=1.0,
             init="cut", ema=0.9, weight_decay=0.0,
         ),
         "small": MoveConfig(
-            image_px=96, batch_size=32, steps=700, lr=1e-3, weight_decay=0.0, head_reduce=64, head_least=16, head_shallow=8, head_stride=2,
-            disc_width=32, disc_px=48, disc_lr_frac=2.0, jitter=0.1, crop_min=1.0, init="cut", anchor_weight=1.0, ema=0.99, hole="pixels",
+            image_px=96, batch_size=32, steps=400, lr=1e-3, weight_decay=0.0, head_reduce=64, head_least=16, head_shallow=8, head_stride=2,
+            head_rim=True, disc_width=32, disc_px=48, disc_lr_frac=2.0, jitter=0.1, crop_min=1.0, init="cut", anchor_weight=1.0,
+            adversarial_weight=0.2, ema=0.99, hole="pixels",
         ),
         "paper": MoveConfig(
             image_px=224, batch_size=32, steps=13_200, lr=2e-4, weight_decay=0.0, warmup_frac=0.0, layer="penultimate",
@@ -208,8 +211,9 @@ class Move(Method):
         ),
     }  # fmt: skip
     small_px32 = MoveConfig(
-        image_px=32, batch_size=32, steps=1000, lr=1e-3, weight_decay=0.0, head_reduce=64, head_least=16, head_shallow=8, disc_width=32,
-        disc_lr_frac=2.0, jitter=0.1, crop_min=1.0, init="cut", anchor_weight=1.0, ema=0.99, hole="pixels",
+        image_px=32, batch_size=32, steps=1000, lr=1e-3, weight_decay=0.0, head_reduce=64, head_least=16, head_shallow=8, head_rim=True,
+        disc_width=32, disc_lr_frac=2.0, jitter=0.1, crop_min=1.0, init="cut", anchor_weight=1.0, adversarial_weight=0.2,
+        ema=0.99, hole="pixels",
     )  # fmt: skip
     config: MoveConfig
     right: Tensor
@@ -235,7 +239,7 @@ class Move(Method):
         # A copy inside of the module, so that the segmenter can be exported as one network.
         self.encoder = copy.deepcopy(features.encoder()).eval().requires_grad_(False)
         width = self.encoder.token_width
-        self.net = SegmenterHead(width, features.patch_px, c.head_least, c.head_reduce, c.head_shallow, c.head_stride)
+        self.net = SegmenterHead(width, features.patch_px, c.head_least, c.head_reduce, c.head_shallow, c.head_stride, c.head_rim)
         self.average = EMA(self.net)
         self.judge = Judge(c.discriminator, c.disc_width, c.disc_px or c.image_px, self.encoder, c.disc_enlarge)
         self.register_buffer("right", torch.full((4,), 0.5))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.nets.discriminators import PixelDiscriminator, ProjectedDiscriminator
+from selftaught.segmentation.border import colour_contrast, feature_contrast
 
 IMAGENET = "tf_efficientnet_lite0"
 """The network that the published discriminator reads its features from; learned with the labels of ImageNet."""
@@ -31,23 +32,27 @@ class SegmenterHead(nn.Module):
         reduce: channels to which a 1x1 convolution brings the features first; 0 leaves them.
         shallow: channels of a convolution on the pixels whose output joins the last block; 0 has none.
         stride: pixels per value of the mask that is predicted, a power of two; it is then enlarged bilinearly.
+        rim: join to the last block how much features and colours differ from those of the picture's own rim. Small networks do not learn
+            such comparisons within a picture by themselves, and without them know pictures by heart.
     """
 
-    def __init__(self, width: int, patch_px: int, least: int, reduce: int = 0, shallow: int = 0, stride: int = 1):
+    def __init__(
+        self, width: int, patch_px: int, least: int, reduce: int = 0, shallow: int = 0, stride: int = 1, rim: bool = False
+    ):
         super().__init__()
         steps = max(patch_px // max(stride, 1), 1).bit_length() - 1
         if stride < 1 or stride * 2**steps != patch_px:
             raise ValueError(
                 f"the segmenter enlarges by factors of two: patches of {patch_px} px do not become a mask of stride {stride}"
             )
-        self.stride = stride
+        self.stride, self.patch_px, self.rim = stride, patch_px, rim
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.enter = nn.Conv2d(width, reduce, 1) if reduce else nn.Identity()
         channels = reduce or width
         widths = [max(least, int(channels * 0.5 ** (i + 1))) for i in range(steps + 1)]
         self.up = nn.ModuleList([block(a, b) for a, b in zip([channels, *widths][: len(widths) - 1], widths[:-1], strict=True)])
         self.shallow = block(3, shallow) if shallow else None
-        self.last = block(([channels, *widths])[-2] + shallow, widths[-1])
+        self.last = block(([channels, *widths])[-2] + shallow + 2 * rim, widths[-1])
         self.leave = nn.Conv2d(widths[-1], 1, 1)
 
     def forward(self, maps: Tensor, pictures: Tensor) -> Tensor:
@@ -60,10 +65,23 @@ class SegmenterHead(nn.Module):
             with torch.autocast(pictures.device.type, enabled=False):
                 near = self.shallow(nn.functional.avg_pool2d(pictures.float(), self.stride) - 0.5)
             x = torch.cat([x, near.to(x.dtype)], 1)
+        if self.rim:
+            x = torch.cat([x, self.rims(maps, pictures, x.shape[-2:]).to(x.dtype)], 1)
         logits = self.leave(self.last(x)).float()
         if self.stride > 1:
             logits = nn.functional.interpolate(logits, scale_factor=self.stride, mode="bilinear", align_corners=False)
         return logits
+
+    @torch.no_grad()
+    def rims(self, maps: Tensor, pictures: Tensor, size: tuple[int, int]) -> Tensor:
+        """Contrasts of features and of colours (at half a patch) to the rim, (B, 2, *size), each from 0 to 1 in every picture."""
+        with torch.autocast(pictures.device.type, enabled=False):
+            coarse = nn.functional.avg_pool2d(pictures.float(), max(self.patch_px // 2, 1))
+            both = []
+            for contrast in (feature_contrast(maps.float()), colour_contrast(coarse)):
+                low, high = contrast.amin((1, 2), keepdim=True), contrast.amax((1, 2), keepdim=True)
+                both.append(((contrast - low) / (high - low).clamp(min=1e-6))[:, None])
+            return torch.cat([nn.functional.interpolate(c, tuple(size), mode="bilinear", align_corners=False) for c in both], 1)
 
 
 def frozen_maps(encoder: Any, pictures: Tensor, layer: str) -> Tensor:
