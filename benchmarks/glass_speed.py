@@ -70,7 +70,7 @@ def plain_step(model: GLASS, batch: Tensor, progress: Progress) -> float:
         loss = model.loss(clip[None], "model", progress)[0] / len(batch)
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss)
+        total += float(loss.detach())
     return total
 
 

@@ -185,9 +185,9 @@ class SlowCodes(nn.Module):
         """
         side = self.side
         square = cut(canvases, corners(canvases[:, 3:], side), side).float()
-        soft = square[:, 3:]
-        solid = (soft > 0.5).float() + soft - soft.detach()
-        with torch.autocast(soft.device.type, enabled=False):
+        # No gradient to the mask: it spread and led the square away from the agent, because that was the easier way to be recognised.
+        solid = (square[:, 3:] > 0.5).float()
+        with torch.autocast(square.device.type, enabled=False):
             far = torch.cdist(self.slow(looks(torch.cat([square[:, :3] * solid, solid], 1))), self.centres).square()
             return F.cross_entropy(-far / self.sigma2.clamp(min=1e-6), codes)
 
