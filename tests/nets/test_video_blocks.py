@@ -94,6 +94,25 @@ def test_correlations_find_known_motion() -> None:
         correlation_surface(a, b, 12)
 
 
+def test_the_gradient_of_a_correlation_is_that_of_its_sum() -> None:
+    """Against products of rolled pictures, also where one picture is compared with all."""
+    torch.manual_seed(4)
+    for count in (1, 2):
+        found = []
+        for by_hand in (False, True):
+            torch.manual_seed(5)
+            a, b = torch.randn(count, 3, 9, 12, requires_grad=True), torch.randn(2, 3, 9, 12, requires_grad=True)
+            if by_hand:
+                rows = [[(a * torch.roll(b, (-dy, -dx), (2, 3))).sum((1, 2, 3)) for dx in range(-2, 3)] for dy in range(-2, 3)]
+                surface = torch.stack([torch.stack(row, 1) for row in rows], 1)
+            else:
+                surface = correlation_surface(a, b, 2)
+            (surface * torch.randn(2, 5, 5)).sum().backward()
+            found.append((surface, a.grad, b.grad))
+        for one, two in zip(*found, strict=True):
+            assert one is not None and two is not None and torch.allclose(one, two, atol=1e-4)
+
+
 def test_the_robust_match_follows_the_ground_where_phase_correlation_follows_the_thing() -> None:
     y, x = torch.meshgrid(torch.arange(48.0), torch.arange(64.0), indexing="ij")
 

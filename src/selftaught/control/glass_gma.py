@@ -34,6 +34,19 @@ class Layers(NamedTuple):
     """(B, T - 1, 2): the background's motion."""
 
 
+class Agents(NamedTuple):
+    """What LMA reads of a clip of T frames."""
+
+    masks: Tensor
+    """(B, T, 1, H, W)."""
+    foregrounds: Tensor
+    """(B, T, 3, H, W)."""
+    shifts: Tensor
+    """(B, T - 1, 2)."""
+    moved: Tensor
+    """(B, T - 1, 3, H, W): foregrounds 0 to T - 2 after their shifts."""
+
+
 class MaskNet(nn.Module):
     """M: frames to foreground masks. `widths` are stem, blocks and the way up; two halvings, or one where pixels are folded."""
 
@@ -109,10 +122,12 @@ class ShiftRegressor(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.normal_(last.bias, std=1e-4)
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """(B, 3, H, W) twice to (B, 2) in units of half the frame."""
-        x = torch.cat([F.pixel_unshuffle(a, self.fold), F.pixel_unshuffle(b, self.fold)], 1)
-        return self.head(self.convs(x).mean((2, 3))).float()
+    def forward(self, clip: Tensor) -> Tensor:
+        """(B, T, 3, H, W) to (B, T - 1, 2) in units of half the frame."""
+        B, T = clip.shape[:2]
+        x = F.pixel_unshuffle(clip, self.fold)
+        x = torch.cat([x[:, :-1], x[:, 1:]], 2).flatten(0, 1)
+        return self.head(self.convs(x).mean((2, 3))).float().unflatten(0, (B, T - 1))
 
 
 class ShiftCorrelator(nn.Module):
@@ -139,16 +154,22 @@ class ShiftCorrelator(nn.Module):
         y = torch.cat([x * self.weight[0], own * self.weight[1]], 1).float()
         return y - y.mean((2, 3), keepdim=True) if self.whole else y
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """(B, 3, H, W) twice to (B, 2) in units of half the frame."""
-        a, b = self.phi(a), self.phi(b)
-        inside = torch.ones_like(a[:, :1])
+    def forward(self, clip: Tensor) -> Tensor:
+        """(B, T, 3, H, W) to (B, T - 1, 2) in units of half the frame."""
+        B, T = clip.shape[:2]
+        y = self.phi(clip.flatten(0, 1)).unflatten(0, (B, T))
+        return self.compare(y[:, :-1].flatten(0, 1), y[:, 1:].flatten(0, 1)).unflatten(0, (B, T - 1))
+
+    def compare(self, a: Tensor, b: Tensor) -> Tensor:
+        """Features (N, C, H, W) twice to (N, 2)."""
+        other = b.square().sum((1, 2, 3))[:, None, None]
         if self.whole:  # the correlation is cyclic: a margin is left out, so that no border meets the opposite one
             r = self.reach_px
-            inside = F.pad(inside[:, :, r:-r, r:-r], (r, r, r, r))
-        other = correlation_surface(inside, b.square().sum(1, keepdim=True), self.reach_px)
-        energy = ((a * inside).square().sum((1, 2, 3)) + 1e-6)[:, None, None] + other
-        e = 1 - 2 * correlation_surface(a * inside, b, self.reach_px) / energy
+            inside = F.pad(torch.ones_like(a[:1, :1, r:-r, r:-r]), (r, r, r, r))
+            a = a * inside
+            other = correlation_surface(inside, b.square().sum(1, keepdim=True), r)
+        energy = (a.square().sum((1, 2, 3)) + 1e-6)[:, None, None] + other
+        e = 1 - 2 * correlation_surface(a, b, self.reach_px) / energy
         p = torch.softmax(-self.log_beta.exp() * (e.clamp(min=0) + self.eps).log().flatten(1), 1).view_as(e)
         shift_px = torch.stack([(p.sum(1) * self.steps).sum(1), (p.sum(2) * self.steps).sum(1)], 1)
         return from_px(shift_px, *a.shape[2:])
@@ -178,9 +199,16 @@ class GMA(nn.Module):
         b = self.inpaint(frames, m).unflatten(0, (B, T))
         m = m.unflatten(0, (B, T))
         f = m * clip
-        shifts = self.foreground_shift(f[:, :-1].flatten(0, 1), f[:, 1:].flatten(0, 1)).unflatten(0, (B, T - 1))
-        ground = self.background_shift(b[:, :-1].flatten(0, 1), b[:, 1:].flatten(0, 1)).unflatten(0, (B, T - 1))
-        return Layers(m, f, b, shifts, ground)
+        return Layers(m, f, b, self.foreground_shift(f), self.background_shift(b))
+
+    def agents(self, clip: Tensor) -> Agents:
+        """(B, T, 3, H, W) in [-1, 1] to what LMA reads, without backgrounds."""
+        B, T = clip.shape[:2]
+        m = self.masks(clip.flatten(0, 1)).unflatten(0, (B, T))
+        f = m * clip
+        shifts = self.foreground_shift(f)
+        moved = shift_layer(f[:, :-1].flatten(0, 1), shifts.flatten(0, 1), "zeros").unflatten(0, (B, T - 1))
+        return Agents(m, f, shifts, moved)
 
 
 class Moved(NamedTuple):

@@ -33,8 +33,13 @@ def figures(foregrounds: Tensor, masks: Tensor, side: int) -> Tensor:
 
     What lies outside of the frame is empty, and so is what the mask gives less than one half.
     """
-    solid = (masks > 0.5).float()
-    return cut(torch.cat([foregrounds.float() * solid, solid], 1), corners(masks, side), side)
+    return solid(cut(torch.cat([foregrounds, masks], 1).float(), corners(masks, side), side))
+
+
+def solid(squares: Tensor) -> Tensor:
+    """(N, 4, S, S) of foregrounds and masks, without what the mask gives less than one half, and all of what it gives more."""
+    mask = (squares[:, 3:] > 0.5).float()
+    return torch.cat([squares[:, :3] * mask, mask], 1)
 
 
 def looks(figure: Tensor) -> Tensor:
@@ -52,10 +57,9 @@ def looks(figure: Tensor) -> Tensor:
     strength = (gx.square() + gy.square()).sqrt()
     strength = strength / (strength + 0.3)
     turn = torch.atan2(gy, gx).remainder(math.pi) / math.pi * BINS
-    low = turn.floor()
-    edges = torch.zeros_like(strength).repeat(1, BINS, 1, 1)
-    edges.scatter_add_(1, low.long() % BINS, strength * (1 - turn + low))
-    edges.scatter_add_(1, (low.long() + 1) % BINS, strength * (turn - low))
+    # An edge counts for the two directions next to it, the closer one more; half a circle on is the first direction again.
+    away = (turn - torch.arange(BINS, device=turn.device)[:, None, None]).abs()
+    edges = strength * (1 - torch.minimum(away, BINS - away)).clamp(min=0)
     sums = F.avg_pool2d(F.avg_pool2d(edges, 3, 1, 1), CELL)
     return torch.cat([sums.flatten(1), 2 * F.avg_pool2d(mask, 2).flatten(1)], 1)
 
@@ -186,9 +190,8 @@ class SlowCodes(nn.Module):
         side = self.side
         square = cut(canvases, corners(canvases[:, 3:], side), side).float()
         # No gradient to the mask: it spread and led the square away from the agent, because that was the easier way to be recognised.
-        solid = (square[:, 3:] > 0.5).float()
         with torch.autocast(square.device.type, enabled=False):
-            far = torch.cdist(self.slow(looks(torch.cat([square[:, :3] * solid, solid], 1))), self.centres).square()
+            far = torch.cdist(self.slow(looks(solid(square))), self.centres).square()
             return F.cross_entropy(-far / self.sigma2.clamp(min=1e-6), codes)
 
     def look_up(self, codes: Tensor) -> Tensor:
