@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from selftaught.control.glass import GLASS
-from selftaught.control.glass_draw import local_loss, unroll
+from selftaught.control.glass_draw import Probe, local_loss, unroll
 from selftaught.control.glass_figure import cut, paste
 from selftaught.control.glass_gma import move
 from selftaught.method import Progress
@@ -65,11 +65,18 @@ def test_frames_that_nothing_waits_for_are_seen_together_and_alike() -> None:
     shifts, codes = 0.1 * torch.randn(2, 4, 2), model.lma.vectors(torch.randint(6, (2, 4)))
     with torch.no_grad():
         for real in (1, 2, 3, 4):
-            drawn, seen, own = unroll(model, canvases, None, shifts, codes, real)
+            drawn, seen, own, tried = unroll(model, canvases, None, shifts, codes, real)
             assert own.shape[:2] == (2, 4) and seen.shape == (2, 4, 4, 32, 32)
             for t in range(4):
                 assert torch.allclose(own[:, t], model.lma.see(drawn[t].whole), atol=1e-5), (real, t)
                 assert torch.equal(seen[:, t], canvases[:, t] if t < real else drawn[t - 1].whole), (real, t)
+            assert len(tried) == 0
+            probe = Probe(model.lma.see(canvases[:, 1]), canvases[:, 1], torch.tensor([0, 3]))
+            beside, _, _, tried = unroll(model, canvases, None, shifts, codes, real, probe)
+            for one, two in zip(drawn, beside, strict=True):
+                assert torch.allclose(one.whole, two.whole, atol=1e-5), "what is drawn beside the clip changes nothing in it"
+            alone, _ = model.step(probe.state, probe.canvas, torch.zeros(2, 2), model.lma.vectors(probe.codes), None)
+            assert torch.allclose(tried, alone.whole, atol=1e-5)
 
 
 def test_looks_are_the_same_where_masks_are_known_already() -> None:
@@ -94,4 +101,4 @@ def test_a_step_that_only_draws_asks_for_no_background_and_draws_the_same() -> N
         assert float(model.loss(batch, "model", Progress(19, 20))[0]) == pytest.approx(float(drawn[0]))
     assert "global_frame" in both[1] and not any(k.startswith("global_") for k in drawn[1])
     part = local_loss(model, model.gma.agents(batch[:, 1:]), 1, 0.4)[0]
-    assert float(drawn[0]) == pytest.approx(float(part), rel=1e-5), "the loss of such a step is that of the drawing alone"
+    assert float(drawn[0]) == pytest.approx(float(part.detach()), rel=1e-5), "the loss of such a step is that of the drawing alone"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from selftaught.nets.phase_correlation import correlation_surface, phase_correlation, robust_match
+from selftaught.nets.phase_correlation import correlation_surface, neighbour_surfaces, phase_correlation, robust_match
 from selftaught.nets.video_blocks import ConvLSTM, ModConv, ResBlock, SameBlock, UpBlock, from_px, shift_layer, to_px
 
 
@@ -96,7 +96,12 @@ def test_correlations_find_known_motion() -> None:
 
 def test_the_gradient_of_a_correlation_is_that_of_its_sum() -> None:
     """Against products of rolled pictures, also where one picture is compared with all."""
-    torch.manual_seed(4)
+    clip = torch.randn(2, 4, 3, 9, 12, requires_grad=True)
+    pairs = correlation_surface(clip[:, :-1].flatten(0, 1), clip[:, 1:].flatten(0, 1), 2).unflatten(0, (2, 3))
+    together, weight = neighbour_surfaces(clip, 2), torch.randn(2, 3, 5, 5)
+    assert torch.allclose(together, pairs, atol=1e-4)
+    (one,), (two,) = (torch.autograd.grad((x * weight).sum(), clip) for x in (pairs, together))
+    assert torch.allclose(one, two, atol=1e-4)
     for count in (1, 2):
         found = []
         for by_hand in (False, True):

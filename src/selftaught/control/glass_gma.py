@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selftaught.nets.phase_correlation import correlation_surface, robust_match
+from selftaught.nets.phase_correlation import correlation_surface, neighbour_surfaces, robust_match
 from selftaught.nets.video_blocks import Norm, ResBlock, SameBlock, UpBlock, from_px, shift_layer
 
 HOLE = -1.1
@@ -156,23 +156,21 @@ class ShiftCorrelator(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         """(B, T, 3, H, W) to (B, T - 1, 2) in units of half the frame."""
-        B, T = clip.shape[:2]
-        y = self.phi(clip.flatten(0, 1)).unflatten(0, (B, T))
-        return self.compare(y[:, :-1].flatten(0, 1), y[:, 1:].flatten(0, 1)).unflatten(0, (B, T - 1))
-
-    def compare(self, a: Tensor, b: Tensor) -> Tensor:
-        """Features (N, C, H, W) twice to (N, 2)."""
-        other = b.square().sum((1, 2, 3))[:, None, None]
+        y = self.phi(clip.flatten(0, 1)).unflatten(0, clip.shape[:2])
+        power = y.square().sum(2)
+        energy = power.sum((2, 3))
         if self.whole:  # the correlation is cyclic: a margin is left out, so that no border meets the opposite one
             r = self.reach_px
-            inside = F.pad(torch.ones_like(a[:1, :1, r:-r, r:-r]), (r, r, r, r))
-            a = a * inside
-            other = correlation_surface(inside, b.square().sum(1, keepdim=True), r)
-        energy = (a.square().sum((1, 2, 3)) + 1e-6)[:, None, None] + other
-        e = 1 - 2 * correlation_surface(a, b, self.reach_px) / energy
-        p = torch.softmax(-self.log_beta.exp() * (e.clamp(min=0) + self.eps).log().flatten(1), 1).view_as(e)
-        shift_px = torch.stack([(p.sum(1) * self.steps).sum(1), (p.sum(2) * self.steps).sum(1)], 1)
-        return from_px(shift_px, *a.shape[2:])
+            inside = F.pad(torch.ones_like(y[:1, 0, :1, r:-r, r:-r]), (r, r, r, r))
+            other = correlation_surface(inside, power[:, 1:].flatten(0, 1)[:, None], r).unflatten(0, y[:, 1:].shape[:2])
+            own = power[:, :-1, r:-r, r:-r].sum((2, 3))
+            surface = correlation_surface((y[:, :-1] * inside).flatten(0, 1), y[:, 1:].flatten(0, 1), r).view_as(other)
+        else:
+            other, own, surface = energy[:, 1:, None, None], energy[:, :-1], neighbour_surfaces(y, self.reach_px)
+        e = 1 - 2 * surface / ((own + 1e-6)[..., None, None] + other)
+        p = torch.softmax(-self.log_beta.exp() * (e.clamp(min=0) + self.eps).log().flatten(2), 2).view_as(e)
+        shift_px = torch.stack([(p.sum(2) * self.steps).sum(2), (p.sum(3) * self.steps).sum(2)], 2)
+        return from_px(shift_px, *clip.shape[3:])
 
 
 class GMA(nn.Module):

@@ -41,6 +41,12 @@ def correlation_surface(a: Tensor, b: Tensor, reach_px: int, whiten: bool = Fals
     return full[:, : 2 * reach_px + 1, : 2 * reach_px + 1]
 
 
+def neighbour_surfaces(clip: Tensor, reach_px: int) -> Tensor:
+    """`correlation_surface` of each frame of (B, T, C, H, W) and the next one: (B, T - 1, 2R + 1, 2R + 1); each is transformed once."""
+    full = torch.roll(_Neighbours.apply(clip.float()), (reach_px, reach_px), (2, 3))  # type: ignore[no-untyped-call]
+    return full[:, :, : 2 * reach_px + 1, : 2 * reach_px + 1]
+
+
 class _Correlation(torch.autograd.Function):
     """s(d) = sum_cp a_c(p) b_c(p + d), cyclic, of two (B, C, H, W); `a` may be one for all.
 
@@ -64,6 +70,26 @@ class _Correlation(torch.autograd.Function):
         return da if da is None or len(one) == len(two) else da.sum(0, keepdim=True), db
 
 
+class _Neighbours(torch.autograd.Function):
+    """The same of frames (B, T, C, H, W) and those after them."""
+
+    @staticmethod
+    def forward(ctx: Any, clip: Tensor) -> Tensor:  # type: ignore[override]
+        spectra = torch.fft.rfft2(clip)
+        ctx.save_for_backward(spectra)
+        ctx.size = (clip.shape[3], clip.shape[4])
+        return torch.fft.irfft2((spectra[:, :-1].conj() * spectra[:, 1:]).sum(2), s=ctx.size)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (spectra,) = ctx.saved_tensors
+        g = torch.fft.rfft2(gradient)[:, :, None]
+        out = torch.zeros_like(spectra)
+        out[:, :-1] = g.conj() * spectra[:, 1:]
+        out[:, 1:] += g * spectra[:, :-1]
+        return torch.fft.irfft2(out, s=ctx.size)
+
+
 @torch.no_grad()
 def robust_match(a: Tensor, b: Tensor, reach_px: int, cap: float = 0.06, stride: int = 1) -> Tensor:
     """Whole-pixel shift (B, 2) as (x, y) that brings most pixels of `a` onto `b`, both (B, C, H, W): the motion of most of the frame.
@@ -74,11 +100,15 @@ def robust_match(a: Tensor, b: Tensor, reach_px: int, cap: float = 0.06, stride:
     """
     H, W = a.shape[2:]
     costs, places = [], []
+    # One place for all differences: fresh memory for each costs more than the subtraction.
+    every, mean = torch.empty_like(a).flatten(), torch.empty_like(a[:, 0]).flatten()
     for dy in range(-reach_px, reach_px + 1):
         for dx in range(-reach_px, reach_px + 1):
             one = a[:, :, max(0, -dy) : H - max(0, dy) : stride, max(0, -dx) : W - max(0, dx) : stride]
             two = b[:, :, max(0, dy) : H - max(0, -dy) : stride, max(0, dx) : W - max(0, -dx) : stride]
-            costs.append((one - two).abs_().mean(1).clamp_(max=cap).mean((1, 2)))
+            apart = torch.sub(one, two, out=every[: one.numel()].view(one.shape)).abs_()
+            shape = one[:, 0].shape
+            costs.append(torch.mean(apart, 1, out=mean[: shape.numel()].view(shape)).clamp_(max=cap).mean((1, 2)))
             places.append((dx, dy))
     # Where all displacements cost the same the least motion is taken.
     reach = torch.tensor(places, dtype=torch.float32, device=a.device)
