@@ -101,7 +101,8 @@ def robust_match(a: Tensor, b: Tensor, reach_px: int, cap: float = 0.06, stride:
     H, W = a.shape[2:]
     costs, places = [], []
     # One place for all differences: fresh memory for each costs more than the subtraction.
-    every, mean = torch.empty_like(a).flatten(), torch.empty_like(a[:, 0]).flatten()
+    a, b = torch.broadcast_tensors(a, b)
+    every, mean = a.new_empty(a.numel()), a.new_empty(a[:, 0].numel())
     for dy in range(-reach_px, reach_px + 1):
         for dx in range(-reach_px, reach_px + 1):
             one = a[:, :, max(0, -dy) : H - max(0, dy) : stride, max(0, -dx) : W - max(0, dx) : stride]
