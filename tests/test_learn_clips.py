@@ -1,85 +1,41 @@
-"""The main job on clips, at size `tiny`: every part of the report is there, the command goes on, truth is scored where a world wrote it."""
+"""What the report of clips says in words: nothing better than the figures beside it."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pytest
-
-from selftaught import learn
-from selftaught.core.config import read_json
-from selftaught.core.errors import RunError
-from selftaught.data.clip_frames import frames_as_pictures
-from selftaught.data.clip_reader import Want
-from selftaught.data.clip_truth import open_clip_test
-from selftaught.data.sources import open_data
-from selftaught.evaluate import evaluate
-from selftaught.worlds.making import load, make
-
-pytest.importorskip("av")
+from selftaught.learn_clips import in_words
+from selftaught.report.clip_page import _rows, next_steps
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world") / "w"
-    make("w-sprites", folder, clips=15, seed=1, size="tiny")
-    return folder
+def score(value: float, note: str = "", **baselines: float) -> dict[str, Any]:
+    return {"value": value, "ci95": [value - 1, value + 1], "unit": "dB", "note": note, "baselines": baselines}
 
 
-@pytest.fixture(scope="module")
-def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return learn(world, tmp_path_factory.mktemp("run") / "run", size="tiny", quiet=True)
+def test_a_drawing_is_not_praised_for_what_it_does_without_its_actions() -> None:
+    """Scores of a training of four minutes on clips of people who hardly move."""
+    poor = {
+        "psnr_ar_1": score(34.5, copy_last=40.8, phase_correlation=41.0, told_nothing=34.4),
+        "psnr_ar_8": score(26.5, copy_last=25.3, phase_correlation=26.4, told_nothing=26.5, oracle=27.0),
+    }
+    text = in_words(44, poor, 45 / 420)
+    assert "(phase correlation) reaches 26.4 dB: it is no better than that" in text
+    assert "reaches 26.5 dB: its drawing makes no use of the actions" in text
+    assert "One step ahead it is worse (34.5 dB) than repeating the last frame (40.8 dB)" in text
+    assert "11% of the steps" in text and "too few" in text and "for you to see" in text
+    good = {
+        "psnr_ar_1": score(28.0, copy_last=22.6, told_nothing=23.9),
+        "psnr_ar_8": score(24.2, copy_last=17.1, phase_correlation=17.7, told_nothing=20.3), "mask_iou": score(0.74),
+    }  # fmt: skip
+    text = in_words(2400, good)
+    assert "it is better than that" in text and "the actions are worth 3.9 dB" in text
+    assert not any(x in text for x in ("worse", "too few", "for you to see"))
+    assert "it is worse than that" in in_words(5, {"psnr_ar_2": score(16.0, copy_last=17.0)})
 
 
-def test_the_report_shows_every_part(run: Path) -> None:
-    page = (run / "report.html").read_text(encoding="utf-8")
-    for section in ("layers", "global", "local", "timelines", "rollouts", "scores", "training", "next"):
-        assert f'<section id="{section}">' in page
-    assert page.count("data:image/gif;base64,") == 5 + 6 + 3, "five global actions, six local ones, a rollout of each test clip"
-    assert page.count('class="line"') == 3 and "psnr_ar_1" in page and "mask_iou" in page
-    assert "<script" not in page and not re.search(r'(src|href)="(?!data:|#)', page) and len(page) < 5_000_000
-
-
-def test_the_job_holds_features_actions_and_scores(run: Path, world: Path) -> None:
-    assert {p.name for p in run.iterdir()} >= {"features", "actions", "scores.json", "seconds.json", "learn.json", "report.html"}
-    assert read_json(run / "actions" / "config.json")["needs"] == {"features": "../features"}
-    scores = read_json(run / "scores.json")["scores"]
-    assert {"mask_iou", "global_direction", "ami_stay", "psnr_ar_1", "psnr_tf_1", "consistency", "code_perplexity"} <= set(scores)
-    assert scores["psnr_ar_1"]["baselines"].keys() >= {"copy_last", "phase_correlation", "told_nothing", "oracle"}
-    assert scores["psnr_ar_1"]["value"] == pytest.approx(scores["psnr_tf_1"]["value"]), "the first step is the same in both regimes"
-    assert evaluate(run, world)["mask_iou"].value == pytest.approx(scores["mask_iou"]["value"])
-
-
-def test_the_same_command_goes_on_and_another_is_refused(run: Path, world: Path) -> None:
-    before = (run / "actions" / "metrics.jsonl").read_bytes()
-    learn(world, run, size="tiny", quiet=True)
-    assert (run / "actions" / "metrics.jsonl").read_bytes() == before
-    with pytest.raises(RunError, match="another job"):
-        learn(world, run, size="tiny", seed=1, quiet=True)
-
-
-def test_the_truth_of_a_world_is_that_of_its_scripts(world: Path) -> None:
-    made = load(world)
-    test = open_clip_test(world, Want(32, 32), 1)
-    truth = test.truth
-    assert truth is not None and truth.masks.shape == (3, 8, 32, 32)
-    scripts = [s for s in made.scripts if s.part == "test"]
-    for i, script in enumerate(scripts):
-        assert np.array_equal(truth.moves[i], script.moves[1:]) and np.array_equal(truth.locals[i], script.locals[1:])
-        assert np.array_equal(truth.shifts_px[i], script.shifts_px) and np.array_equal(truth.ground_shifts_px[i], script.ground_shifts_px)
-    assert np.array_equal(truth.stays, truth.moves == 4)
-    every_other = open_clip_test(world, Want(16, 64), 2).truth
-    assert every_other is not None and every_other.masks.shape == (3, 4, 16, 64)
-    steps = scripts[0].shifts_px
-    assert every_other.shifts_px[0] == pytest.approx((steps[0:6:2] + steps[1:6:2]) * [2, 0.5]), "summed, in pixels of the frames read"
-    assert np.array_equal(every_other.moves[0], scripts[0].moves[2::2])
-
-
-def test_frames_of_clips_are_pictures_where_there_are_none(world: Path) -> None:
-    train, test = (open_data(world, part) for part in ("train", "test"))
-    assert (len(train), len(test)) == (48, 12) and not {k.split("@")[0] for k in train.keys} & {k.split("@")[0] for k in test.keys}
-    assert train.image(5).shape == (32, 32, 3) and train.resized(5, 16)[0].shape == (16, 16, 3)
-    frames = frames_as_pictures(np.arange(2 * 6 * 8 * 8 * 3).reshape(2, 6, 8, 8, 3).astype(np.uint8), per_clip=3)
-    assert np.array_equal(frames.image(4)[0, 0], np.uint8([(1 * 6 + 3) * 192 % 256, (9 * 192 + 1) % 256, (9 * 192 + 2) % 256]))
+def test_notes_are_said_once_and_slow_clips_get_a_hint() -> None:
+    rows = _rows({"a": score(1, "told 4 numbers"), "b": score(2, "told 4 numbers"), "c": score(3, "else")})
+    assert [row["note"] for row in rows] == ["told 4 numbers", "", "else"]
+    hint = [step for step in next_steps(Path("run"), slow=True) if "every=3" in step.command]
+    assert len(hint) == 1 and not any("every=" in step.command for step in next_steps(Path("run")))

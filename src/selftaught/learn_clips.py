@@ -33,6 +33,10 @@ from selftaught.settings import base_config, open_items
 METHOD = "glass"
 SHARES = {"features": 0.2, "actions": 0.65}
 """How `minutes` is divided; the rest is for reading, scoring and the report."""
+TELLS_DB = 0.3
+"""A difference of drawings below this is called none: nobody sees it."""
+ALIKE_DB = 35.0
+"""Where a copy of the last frame is as good as this, hardly anything moves from one frame to the next."""
 STAGES = {"features": "Features", "actions": "Layers and actions"}
 SHOWN_CURVES = ("loss", "health", "mask_frac", "global_frame", "local_global_motion", "code_perplexity", "real_frames", "std_z")
 
@@ -78,37 +82,65 @@ def report_clips(out: Path, data: Any, seconds: Mapping[str, float]) -> Path:
     curves = {title: _shown(read_curves(path)) for title, path in logs.items() if path.exists()}
     content = ReportContent(
         title="", learned="", curves=curves, health=[verdict(title, curve) for title, curve in curves.items() if curve],
-        scores=scores["scores"], how_to_go_on=next_steps(out),
+        scores=scores["scores"], how_to_go_on=next_steps(out, slow=_alike(scores["scores"])),
     )  # fmt: skip
     count, held = len(windows.clips), len(test.windows)
     facts = [(f"{count:,}", "clips learned from"), (f"{held:,}", "clips kept out"), (str(method.codes), "local actions"),
              (f"{sum(seconds.values()) / 60:.0f} min", "of computing")]  # fmt: skip
+    share = method.config.steps / base_config(METHOD, read_json(out / "learn.json")["asked"]["size"], data).steps
     title = f"What was learned from {count:,} clips of {windows.name.partition(':')[0]}"
-    report = ClipReport(title, in_words(count, scores["scores"]), clips, shown.keys, content, facts, scores.get("notes", []))
+    report = ClipReport(title, in_words(count, scores["scores"], share), clips, shown.keys, content, facts, scores.get("notes", []))
     return write_clip_report(out, method, report)
 
 
-def in_words(count: int, scores: Mapping[str, Any]) -> str:
-    """One paragraph for people who know nothing of the method, with what speaks against it."""
+def in_words(count: int, scores: Mapping[str, Any], share: float = 1.0) -> str:
+    """One paragraph for people who know nothing of the method, with what speaks against it; `share` of the size's steps were taken."""
     text = (
         f"The machine watched {count:,} clips without any label and without being told what was done in them. It learned to part what acts "
         "from what lies behind it, to measure where the agent goes, and to sort what else it does into a few actions. "
     )
+    if share < 0.5:
+        text += f"It learned for {share:.0%} of the steps that are usual for its size: too few to judge it by; give it more minutes. "
     horizon = max((int(k.rsplit("_", 1)[1]) for k in scores if k.startswith("psnr_ar_")), default=0)
     if horizon:
-        s = scores[f"psnr_ar_{horizon}"]
-        best, value = max(s["baselines"].items(), key=lambda x: x[1] or 0.0)
-        better = "better" if s["value"] > value else "worse"
-        text += (
-            f"From one frame and the actions it draws the frame {horizon} steps ahead with {s['value']:.1f} dB; the best of the simple "
-            f"ways ({best.replace('_', ' ')}) reaches {value:.1f} dB: it is {better} than that. "
-        )
+        text += _drawing(scores[f"psnr_ar_{horizon}"], scores.get("psnr_ar_1"), horizon)
     usage = scores.get("code_perplexity")
     if usage:
         text += f"Of its local actions it uses {usage['value']:.1f} in effect. "
     if "mask_iou" not in scores:
         text += "No truth came with the clips, so whether layers and actions mean something is for you to see."
     return text
+
+
+def _drawing(last: Mapping[str, Any], first: Mapping[str, Any] | None, horizon: int) -> str:
+    """How well it draws: beside ways without a model, beside itself when it is told nothing, and one step ahead."""
+    value, beside = last["value"], dict(last["baselines"])
+    told = beside.pop("told_nothing", None)
+    beside.pop("oracle", None)
+    text = f"From one frame and the actions it draws the frame {horizon} steps ahead with {value:.1f} dB; "
+    if beside:
+        best, other = max(beside.items(), key=lambda x: x[1] or 0.0)
+        text += f"the best of the simple ways ({best.replace('_', ' ')}) reaches {other:.1f} dB: it is {_than(value, other)} than that. "
+    if told is not None:
+        worth = value - told
+        use = f"the actions are worth {worth:.1f} dB" if worth >= TELLS_DB else "its drawing makes no use of the actions"
+        text += f"Told nothing of what is done it reaches {told:.1f} dB: {use}. "
+    copied = first["baselines"].get("copy_last") if first else None
+    if first and copied is not None and first["value"] < copied:
+        text += (
+            f"One step ahead it is worse ({first['value']:.1f} dB) than repeating the last frame ({copied:.1f} dB): what it draws is "
+            "more blurred than frames differ. "
+        )
+    return text
+
+
+def _than(value: float, other: float) -> str:
+    return "no better" if abs(value - other) < TELLS_DB else "better" if value > other else "worse"
+
+
+def _alike(scores: Mapping[str, Any]) -> bool:
+    """Whether neighbouring frames are nearly the same."""
+    return (scores.get("psnr_ar_1", {}).get("baselines", {}).get("copy_last") or 0.0) > ALIKE_DB
 
 
 def _shown(curves: Mapping[str, Any]) -> dict[str, Any]:

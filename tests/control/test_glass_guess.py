@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from selftaught.control.glass import GLASS
+from selftaught.control.glass_draw import swapped
 from selftaught.control.glass_figure import corners, cut, paste
 from selftaught.control.glass_guess import SOFT, FirstGuess, maps_of
 from selftaught.control.glass_slow import SlowCodes
@@ -117,6 +118,7 @@ def test_codes_are_recognised_in_what_shows_them_and_the_gradient_is_finite_wher
     blurred = (0.7 * clips[:4, 0] + 0.1).requires_grad_()
     slow.recognised(blurred, codes.unflatten(0, (64, FRAMES))[:4, 1]).backward()
     assert blurred.grad is not None and float(blurred.grad[:, :3].abs().sum()) > 0
+    assert float(blurred.grad[:, 3:].abs().sum()) == 0, "the mask is not for writing codes in"
 
 
 def small_model(guess: bool) -> GLASS:
@@ -157,12 +159,12 @@ def test_shown_frames_hold_the_agent_as_it_looks_elsewhere_in_its_clip() -> None
     model.config = dataclasses.replace(model.config, swap_frac=0.5)
     draw = np.random.default_rng(0)
     batch = torch.from_numpy(draw.random((6, FRAMES, 3, 32, 32), dtype=np.float32))
-    layers = model.gma(batch[:, :3])
+    agents_of = model.gma.agents(batch[:, :3])
     torch.manual_seed(0)
-    canvases = model.swapped(batch, layers, 2)
-    here = torch.cat([layers.foregrounds, layers.masks], 2)[:, :2]
+    canvases = swapped(model, batch, agents_of, 2)
+    here = torch.cat([agents_of.foregrounds, agents_of.masks], 2)[:, :2]
     assert canvases is not None and canvases.shape == here.shape
     same = (canvases == here).flatten(2).all(2)
     assert 0 < int(same.sum()) < 12, "some are as they were, some are not"
     model.config = dataclasses.replace(model.config, swap_frac=0.0)
-    assert model.swapped(batch, layers, 2) is None
+    assert swapped(model, batch, agents_of, 2) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from selftaught.nets.phase_correlation import correlation_surface, phase_correlation, robust_match
+from selftaught.nets.phase_correlation import correlation_surface, neighbour_surfaces, phase_correlation, robust_match
 from selftaught.nets.video_blocks import ConvLSTM, ModConv, ResBlock, SameBlock, UpBlock, from_px, shift_layer, to_px
 
 
@@ -101,6 +101,30 @@ def test_correlations_find_known_motion() -> None:
     assert float(surface[0, 6 + 2, 6 - 3]) == pytest.approx(by_hand, rel=1e-4)
     with pytest.raises(ValueError, match="reach"):
         correlation_surface(a, b, 12)
+
+
+def test_the_gradient_of_a_correlation_is_that_of_its_sum() -> None:
+    """Against products of rolled pictures, also where one picture is compared with all."""
+    clip = torch.randn(2, 4, 3, 9, 12, requires_grad=True)
+    pairs = correlation_surface(clip[:, :-1].flatten(0, 1), clip[:, 1:].flatten(0, 1), 2).unflatten(0, (2, 3))
+    together, weight = neighbour_surfaces(clip, 2), torch.randn(2, 3, 5, 5)
+    assert torch.allclose(together, pairs, atol=1e-4)
+    (one,), (two,) = (torch.autograd.grad((x * weight).sum(), clip) for x in (pairs, together))
+    assert torch.allclose(one, two, atol=1e-4)
+    for count in (1, 2):
+        found = []
+        for by_hand in (False, True):
+            torch.manual_seed(5)
+            a, b = torch.randn(count, 3, 9, 12, requires_grad=True), torch.randn(2, 3, 9, 12, requires_grad=True)
+            if by_hand:
+                rows = [[(a * torch.roll(b, (-dy, -dx), (2, 3))).sum((1, 2, 3)) for dx in range(-2, 3)] for dy in range(-2, 3)]
+                surface = torch.stack([torch.stack(row, 1) for row in rows], 1)
+            else:
+                surface = correlation_surface(a, b, 2)
+            (surface * torch.randn(2, 5, 5)).sum().backward()
+            found.append((surface, a.grad, b.grad))
+        for one, two in zip(*found, strict=True):
+            assert one is not None and two is not None and torch.allclose(one, two, atol=1e-4)
 
 
 def test_the_robust_match_follows_the_ground_where_phase_correlation_follows_the_thing() -> None:

@@ -25,12 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selftaught.control.glass_figure import corners, cut, paste
-from selftaught.control.glass_gma import GMA, Layers, Moved, first_teacher, gma_losses, move
-from selftaught.control.glass_lma import LMA, Drawn, compared, lma_losses
+from selftaught.control.glass_draw import local_loss, swapped, weighted
+from selftaught.control.glass_figure import corners, cut
+from selftaught.control.glass_gma import GMA, Agents, Layers, Moved, first_teacher, gma_losses, move
+from selftaught.control.glass_lma import LMA, Drawn
 from selftaught.control.glass_parts import build_gma, build_lma, perceptual_of
 from selftaught.control.glass_play import GLASSControls, parse, play
 from selftaught.control.glass_scores import glass_scores
+from selftaught.control.glass_slow import looks, solid
 from selftaught.core.config import read_json, write_json
 from selftaught.core.errors import RunError
 from selftaught.measure.score import Score
@@ -307,35 +309,44 @@ class GLASS(Method):
         first = progress.step % (batch.shape[1] - frames + 1) if c.drawn else 0
         clip = batch[:, first : first + frames]
         warm = frac < c.warm_frac
-        if warm and self.lma.slow is not None and frac >= c.slow_from and self.training:
-            self.gather_looks(batch)
+        # Where only LMA learns, nothing asks for backgrounds.
         learns = warm or progress.step % c.gma_every == 0 or not c.detach
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            layers = self.gma(clip)
-            moved = move(layers, c.mask_twice)
-            total, parts = self.global_loss(clip, layers, moved, self.teach_at(frac))
-        if not learns:
-            total = clip.new_zeros(())
+            if learns:
+                layers = self.gma(clip)
+                moved = move(layers, c.mask_twice)
+                total, parts = self.global_loss(clip, layers, moved, self.teach_at(frac))
+                agents = Agents(layers.masks, layers.foregrounds, layers.shifts, moved.foregrounds)
+            else:
+                total, parts, agents = clip.new_zeros(()), {}, self.gma.agents(clip)
+        if warm and self.lma.slow is not None and frac >= c.slow_from and self.training:
+            self.gather_looks(batch, agents.masks, first)
         if not warm:
             if c.detach:
-                layers, moved = Layers(*(x.detach() for x in layers)), Moved(*(x.detach() for x in moved))
+                agents = Agents(*(x.detach() for x in agents))
             real = self.real_at(frac, clip.shape[1])
-            local, more = self.local_loss(layers, moved, real, self.temperature_at(frac), self.swapped(batch, layers, real))
+            local, more = local_loss(self, agents, real, self.temperature_at(frac), swapped(self, batch, agents, real))
             total, parts = total + local, parts | more
         # The loss is another one when LMA begins and when the teacher ends: its course is judged anew then.
         parts["phase"] = float(not warm)
         return total, parts
 
     @torch.no_grad()
-    def gather_looks(self, batch: Tensor) -> None:
-        """Remember how the agents of whole clips look."""
-        assert self.lma.slow is not None
-        frames = batch.flatten(0, 1)
-        m = self.gma.masks(frames)
-        self.lma.slow.remember(self.lma.slow.seen(m * frames, m).unflatten(0, batch.shape[:2]))
-        if self.lma.guess is not None:
-            side = self.config.figure_px
-            self.lma.guess.remember(cut(torch.cat([m * frames, m], 1), corners(m, side), side).unflatten(0, batch.shape[:2]))
+    def gather_looks(self, batch: Tensor, masks: Tensor | None = None, first: int = 0) -> None:
+        """Remember how the agents of whole clips (B, T, 3, H, W) look; `masks` of the frames from `first` on may be known."""
+        slow, guess = self.lma.slow, self.lma.guess
+        assert slow is not None
+        if masks is None:
+            m = self.gma.masks(batch.flatten(0, 1))
+        else:
+            last = first + masks.shape[1]
+            rest = torch.cat([batch[:, :first], batch[:, last:]], 1)
+            other = self.gma.masks(rest.flatten(0, 1)).unflatten(0, rest.shape[:2]) if rest.shape[1] else rest[:, :, :1]
+            m = torch.cat([other[:, :first], masks, other[:, first:]], 1).flatten(0, 1)
+        squares = cut(torch.cat([m * batch.flatten(0, 1), m], 1), corners(m, slow.side), slow.side)
+        slow.remember(looks(solid(squares)).unflatten(0, batch.shape[:2]))
+        if guess is not None:
+            guess.remember(squares.unflatten(0, batch.shape[:2]))
 
     def global_loss(self, clip: Tensor, layers: Layers, moved: Moved, teach: float) -> tuple[Tensor, Parts]:
         """GMA's losses, weighted; (scalar, numbers to log)."""
@@ -350,7 +361,7 @@ class GLASS(Method):
             weights["teacher"] = teach
         parts = {f"global_{k}": float(v.detach()) for k, v in losses.items()}
         parts["mask_frac"] = float(layers.masks.detach().mean())
-        return _weighted(losses, weights), parts
+        return weighted(losses, weights), parts
 
     def taught(self, clip: Tensor, layers: Layers) -> Tensor:
         """Distance to what a clip says without a network: mean |d_b - d| in tenths of the frame, and cross-entropy of the masks."""
@@ -359,96 +370,11 @@ class GLASS(Method):
         cross = -(moving * m.log() + (1 - moving) * (1 - m).log()).mean()
         return (layers.ground_shifts - shifts).abs().mean() * 10 + cross
 
-    def local_loss(self, layers: Layers, moved: Moved, real: int, temperature: float, other: Tensor | None = None) -> tuple[Tensor, Parts]:
-        """LMA's losses, weighted; the first `real` frames are shown, or `other` ones (B, real, 4, H, W), then the network's own."""
-        c, lma = self.config, self.lma
-        B, T = layers.masks.shape[:2]
-        canvases = torch.cat([layers.foregrounds, layers.masks], 2)
-        states = lma.see(canvases.flatten(0, 1)).unflatten(0, (B, T))
-        q = lma.code(
-            moved.foregrounds.flatten(0, 1), layers.foregrounds[:, 1:].flatten(0, 1), layers.masks[:, 1:].flatten(0, 1),
-            states[:, 1:].flatten(0, 1), temperature, learn=self.training,
-        )  # fmt: skip
-        before = canvases if other is None else torch.cat([other, canvases[:, other.shape[1] :]], 1)
-        drawn, seen, own = self.unroll(before, states if other is None else None, layers.shifts, q.vectors.unflatten(0, (B, T - 1)), real)
-        losses = lma_losses(compared(canvases[:, 1:], before[:, :-1], moved.foregrounds, drawn, seen, (states[:, 1:], own), real))
-        weights = {"global_motion": c.w_global_motion, "local_motion": c.w_local_motion, "state": c.w_state, "mask": c.w_mask}
-        if lma.slow is None:
-            losses["vq"], weights["vq"] = q.loss, c.w_vq
-        if c.perceptual != "none":
-            losses["perceptual"] = self.foreground_perceptual(drawn, layers.foregrounds[:, 1:])
-            weights["perceptual"] = c.w_perceptual
-        if lma.slow is not None and c.w_code and c.actions == "learned":
-            losses["code"], weights["code"] = self.told_apart(canvases, states, drawn, q.codes.unflatten(0, (B, T - 1))), c.w_code
-        parts = {f"local_{k}": float(v.detach()) for k, v in losses.items()}
-        parts |= {"real_frames": float(real), "code_perplexity": lma.codes.perplexity()}
-        parts["usage_frac"] = parts["code_perplexity"] / c.codes
-        return _weighted(losses, weights), parts
-
-    def unroll(
-        self, canvases: Tensor, states: Tensor | None, shifts: Tensor, codes: Tensor, real: int
-    ) -> tuple[list[Drawn], Tensor, Tensor]:
-        """Draw frames 1 to T - 1; returns them, what was shown before each (B, T - 1, 4, H, W), and the states of the drawn ones."""
-        T = canvases.shape[1]
-        see = self.lma.see
-        drawn: list[Drawn] = []
-        seen: list[Tensor] = []
-        own: list[Tensor] = []
-        memory: Any = None
-        for t in range(T - 1):
-            shown = t < real
-            seen.append(canvases[:, t] if shown else drawn[-1].whole)
-            state = own[-1] if not shown else see(canvases[:, t]) if states is None else states[:, t]
-            one, memory = self.step(state, seen[-1], shifts[:, t], codes[:, t], memory)
-            drawn.append(one)
-            own.append(see(one.whole))
-        return drawn, torch.stack(seen, 1), torch.stack(own, 1)
-
     def step(self, state: Tensor, canvas: Tensor, shift: Tensor, code: Tensor, memory: Any) -> tuple[Drawn, Any]:
         """One step: the state (B, C, h, w) of a foreground, and itself with its mask (B, 4, H, W), to the next drawn one."""
         if self.config.actions == "none":
             shift, code = torch.zeros_like(shift), torch.zeros_like(code)
         return self.lma.step(state, canvas, shift, code, memory)
-
-    def told_apart(self, canvases: Tensor, states: Tensor, drawn: list[Drawn], codes: Tensor) -> Tensor:
-        """Whether codes (B, T - 1) are recognised in what was drawn, and any code in what it makes of the first canvas, unmoved."""
-        lma, slow = self.lma, self.lma.slow
-        assert slow is not None
-        other = torch.randint(self.codes, codes[:, 0].shape, device=codes.device)
-        still = canvases.new_zeros(len(other), 2)
-        one, _ = self.step(states[:, 0], canvases[:, 0], still, lma.vectors(other), None)
-        whole = torch.cat([torch.stack([d.whole for d in drawn], 1).flatten(0, 1), one.whole])
-        return slow.recognised(whole, torch.cat([codes.flatten(), other]))
-
-    @torch.no_grad()
-    def swapped(self, batch: Tensor, layers: Layers, real: int) -> Tensor | None:
-        """Canvases (B, real, 4, H, W) of which a share holds the agent as it looks in another frame of its clip (B, T, 3, H, W)."""
-        c, side = self.config, self.config.figure_px
-        if not c.swap_frac:
-            return None
-        B, T, R = *batch.shape[:2], min(real, layers.masks.shape[1])
-        here = torch.cat([layers.foregrounds, layers.masks], 2)[:, :R]
-        others = batch[torch.arange(B)[:, None], torch.randint(T, (B, R))].flatten(0, 1)
-        m = self.gma.masks(others)
-        look = cut(torch.cat([m * others, m], 1), corners(m, side), side)
-        own = here.flatten(0, 1)
-        put = paste(look, corners(own[:, 3:], side), torch.zeros_like(own)).unflatten(0, (B, R))
-        return torch.where((torch.rand(B, R) < c.swap_frac).to(batch.device)[..., None, None, None], put, here)
-
-    def foreground_perceptual(self, drawn: list[Drawn], real: Tensor) -> Tensor:
-        """Distance in features: at every scale (VGG, pyramid), or at full size (features)."""
-        scales = [torch.cat(s) for s in zip(*(d.scales for d in drawn), strict=True)]
-        target = real.transpose(0, 1).flatten(0, 1)
-        corner = [d.corner for d in drawn if d.corner is not None]
-        if corner:
-            target = cut(target, torch.cat(corner), self.lma.side)
-        used = scales[:1] if self.config.perceptual == "features" else scales
-        total = real.new_zeros(())
-        for x in used:
-            size = (x.shape[2], x.shape[3])
-            y = target if size == target.shape[2:] else nn.functional.interpolate(target, size=size, mode="bilinear", align_corners=False)
-            total = total + self.perceptual(x, y) / len(used)
-        return total
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
@@ -494,7 +420,3 @@ class GLASS(Method):
 def _ramp(x: float, start: float, end: float) -> float:
     """0 before `start`, 1 after `end`, linear between."""
     return float(x >= start) if end <= start else min(max((x - start) / (end - start), 0.0), 1.0)
-
-
-def _weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    return torch.stack([weights[k] * v for k, v in losses.items()]).sum()

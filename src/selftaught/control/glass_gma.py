@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selftaught.nets.phase_correlation import correlation_surface, robust_match
+from selftaught.nets.phase_correlation import correlation_surface, neighbour_surfaces, robust_match
 from selftaught.nets.video_blocks import Norm, ResBlock, SameBlock, UpBlock, from_px, shift_layer
 
 HOLE = -1.1
@@ -32,6 +32,19 @@ class Layers(NamedTuple):
     """(B, T - 1, 2): the agent's motion, in units of half the frame: the global action."""
     ground_shifts: Tensor
     """(B, T - 1, 2): the background's motion."""
+
+
+class Agents(NamedTuple):
+    """What LMA reads of a clip of T frames."""
+
+    masks: Tensor
+    """(B, T, 1, H, W)."""
+    foregrounds: Tensor
+    """(B, T, 3, H, W)."""
+    shifts: Tensor
+    """(B, T - 1, 2)."""
+    moved: Tensor
+    """(B, T - 1, 3, H, W): foregrounds 0 to T - 2 after their shifts."""
 
 
 class MaskNet(nn.Module):
@@ -109,10 +122,12 @@ class ShiftRegressor(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.normal_(last.bias, std=1e-4)
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """(B, 3, H, W) twice to (B, 2) in units of half the frame."""
-        x = torch.cat([F.pixel_unshuffle(a, self.fold), F.pixel_unshuffle(b, self.fold)], 1)
-        return self.head(self.convs(x).mean((2, 3))).float()
+    def forward(self, clip: Tensor) -> Tensor:
+        """(B, T, 3, H, W) to (B, T - 1, 2) in units of half the frame."""
+        B, T = clip.shape[:2]
+        x = F.pixel_unshuffle(clip, self.fold)
+        x = torch.cat([x[:, :-1], x[:, 1:]], 2).flatten(0, 1)
+        return self.head(self.convs(x).mean((2, 3))).float().unflatten(0, (B, T - 1))
 
 
 class ShiftCorrelator(nn.Module):
@@ -139,19 +154,23 @@ class ShiftCorrelator(nn.Module):
         y = torch.cat([x * self.weight[0], own * self.weight[1]], 1).float()
         return y - y.mean((2, 3), keepdim=True) if self.whole else y
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """(B, 3, H, W) twice to (B, 2) in units of half the frame."""
-        a, b = self.phi(a), self.phi(b)
-        inside = torch.ones_like(a[:, :1])
+    def forward(self, clip: Tensor) -> Tensor:
+        """(B, T, 3, H, W) to (B, T - 1, 2) in units of half the frame."""
+        y = self.phi(clip.flatten(0, 1)).unflatten(0, clip.shape[:2])
+        power = y.square().sum(2)
+        energy = power.sum((2, 3))
         if self.whole:  # the correlation is cyclic: a margin is left out, so that no border meets the opposite one
             r = self.reach_px
-            inside = F.pad(inside[:, :, r:-r, r:-r], (r, r, r, r))
-        other = correlation_surface(inside, b.square().sum(1, keepdim=True), self.reach_px)
-        energy = ((a * inside).square().sum((1, 2, 3)) + 1e-6)[:, None, None] + other
-        e = 1 - 2 * correlation_surface(a * inside, b, self.reach_px) / energy
-        p = torch.softmax(-self.log_beta.exp() * (e.clamp(min=0) + self.eps).log().flatten(1), 1).view_as(e)
-        shift_px = torch.stack([(p.sum(1) * self.steps).sum(1), (p.sum(2) * self.steps).sum(1)], 1)
-        return from_px(shift_px, *a.shape[2:])
+            inside = F.pad(torch.ones_like(y[:1, 0, :1, r:-r, r:-r]), (r, r, r, r))
+            other = correlation_surface(inside, power[:, 1:].flatten(0, 1)[:, None], r).unflatten(0, y[:, 1:].shape[:2])
+            own = power[:, :-1, r:-r, r:-r].sum((2, 3))
+            surface = correlation_surface((y[:, :-1] * inside).flatten(0, 1), y[:, 1:].flatten(0, 1), r).view_as(other)
+        else:
+            other, own, surface = energy[:, 1:, None, None], energy[:, :-1], neighbour_surfaces(y, self.reach_px)
+        e = 1 - 2 * surface / ((own + 1e-6)[..., None, None] + other)
+        p = torch.softmax(-self.log_beta.exp() * (e.clamp(min=0) + self.eps).log().flatten(2), 2).view_as(e)
+        shift_px = torch.stack([(p.sum(2) * self.steps).sum(2), (p.sum(3) * self.steps).sum(2)], 2)
+        return from_px(shift_px, *clip.shape[3:])
 
 
 class GMA(nn.Module):
@@ -178,9 +197,16 @@ class GMA(nn.Module):
         b = self.inpaint(frames, m).unflatten(0, (B, T))
         m = m.unflatten(0, (B, T))
         f = m * clip
-        shifts = self.foreground_shift(f[:, :-1].flatten(0, 1), f[:, 1:].flatten(0, 1)).unflatten(0, (B, T - 1))
-        ground = self.background_shift(b[:, :-1].flatten(0, 1), b[:, 1:].flatten(0, 1)).unflatten(0, (B, T - 1))
-        return Layers(m, f, b, shifts, ground)
+        return Layers(m, f, b, self.foreground_shift(f), self.background_shift(b))
+
+    def agents(self, clip: Tensor) -> Agents:
+        """(B, T, 3, H, W) in [-1, 1] to what LMA reads, without backgrounds."""
+        B, T = clip.shape[:2]
+        m = self.masks(clip.flatten(0, 1)).unflatten(0, (B, T))
+        f = m * clip
+        shifts = self.foreground_shift(f)
+        moved = shift_layer(f[:, :-1].flatten(0, 1), shifts.flatten(0, 1), "zeros").unflatten(0, (B, T - 1))
+        return Agents(m, f, shifts, moved)
 
 
 class Moved(NamedTuple):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from selftaught.control.glass_slow import SlowCodes, looks
+from selftaught.control.glass_slow import SlowCodes, looks, solid
 from selftaught.core.launch import gather
 
 KEPT = 256
@@ -56,8 +56,7 @@ class FirstGuess(nn.Module):
             return
         x = self.kept[:n].flatten(0, 1).float() / 127.5 - 1
         squares = x.unflatten(1, (4, slow.side, slow.side))
-        solid = (squares[:, 3:] > 0.5).float()
-        codes = slow(looks(torch.cat([squares[:, :3] * solid, solid], 1))).unflatten(0, (n, -1))
+        codes = slow(looks(solid(squares))).unflatten(0, (n, -1))
         with torch.autocast(x.device.type, enabled=False):
             self.middle.copy_(x.mean(0))
             basis = torch.svd_lowrank(x - self.middle, q=min(self.parts, *x.shape), niter=3)[2]

@@ -144,6 +144,11 @@ class Drawn(NamedTuple):
     corner: Tensor | None = None
     """(B, 2): where in the frame the square begins; none where the whole frame is drawn."""
 
+    def first(self, count: int) -> Drawn:
+        """The first ones of the batch."""
+        moved, corner = (None if x is None else x[:count] for x in (self.moved, self.corner))
+        return Drawn([s[:count] for s in self.scales], self.mask[:count], self.whole[:count], moved, corner)
+
 
 class Renderer(nn.Module):
     """Features to a foreground at every scale and a mask; the last doubling is a fold of channels where pixels are folded."""
@@ -207,6 +212,10 @@ class Memory(NamedTuple):
 
     cells: State
     who: Tensor
+
+    def first(self, count: int) -> Memory:
+        """The first ones of the batch."""
+        return Memory(tuple((h[:count], c[:count]) for h, c in self.cells), self.who[:count])
 
 
 class LMA(nn.Module):
@@ -303,13 +312,12 @@ def compared(
 ) -> LocalLoss:
     """What the losses compare, in the squares that were drawn or in whole frames, of canvases (B, T - 1, 4, H, W); `moved` has no masks."""
     scales = [torch.stack(s, 1) for s in zip(*(d.scales for d in drawn), strict=True)]
-    side = scales[0].shape[-1]
-
-    def square(x: Tensor) -> Tensor:
-        cuts = [cut(x[:, t], d.corner, side) if d.corner is not None else x[:, t] for t, d in enumerate(drawn)]
-        return torch.stack(cuts, 1)
-
-    real, before, seen, moved = (square(x) for x in (real, before, seen, moved))
+    corner = [d.corner for d in drawn if d.corner is not None]
+    if corner:
+        side, sizes = scales[0].shape[-1], (4, 4, 4, 3)
+        whole = torch.cat([real, before, seen, moved], 2).flatten(0, 1)
+        squares = cut(whole, torch.stack(corner, 1).flatten(0, 1), side).unflatten(0, real.shape[:2])
+        real, before, seen, moved = squares.split(sizes, 2)
     # What was shown need not be what was there before: then the shown one after its shift is what the shift explains.
     known = [d.moved[:, :3] for d in drawn[:shown] if d.moved is not None]
     if known:

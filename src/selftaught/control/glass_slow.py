@@ -10,6 +10,7 @@ codes are learned with the drawing, by gradient: `coding=learned`.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -33,8 +34,13 @@ def figures(foregrounds: Tensor, masks: Tensor, side: int) -> Tensor:
 
     What lies outside of the frame is empty, and so is what the mask gives less than one half.
     """
-    solid = (masks > 0.5).float()
-    return cut(torch.cat([foregrounds.float() * solid, solid], 1), corners(masks, side), side)
+    return solid(cut(torch.cat([foregrounds, masks], 1).float(), corners(masks, side), side))
+
+
+def solid(squares: Tensor) -> Tensor:
+    """(N, 4, S, S) of foregrounds and masks, without what the mask gives less than one half, and all of what it gives more."""
+    mask = (squares[:, 3:] > 0.5).float()
+    return torch.cat([squares[:, :3] * mask, mask], 1)
 
 
 def looks(figure: Tensor) -> Tensor:
@@ -43,21 +49,38 @@ def looks(figure: Tensor) -> Tensor:
     Of every pixel the strongest channel's gradient counts, in both ways alike and up to a limit, because colours say who an agent is and
     not what it does. Sums overlap by a pixel, so that a figure that is cut one pixel aside looks nearly the same.
     """
-    x, mask = figure[:, :3], figure[:, 3:]
-    g = F.pad(x, (1, 1, 1, 1))
-    gx, gy = g[:, :, 1:-1, 2:] - g[:, :, 1:-1, :-2], g[:, :, 2:, 1:-1] - g[:, :, :-2, 1:-1]
-    best = (gx.square() + gy.square()).argmax(1, keepdim=True)
-    gx, gy = gx.gather(1, best), gy.gather(1, best)
-    gx = torch.where((gx == 0) & (gy == 0), 1e-6, gx)  # an angle of nothing has no gradient
-    strength = (gx.square() + gy.square()).sqrt()
-    strength = strength / (strength + 0.3)
-    turn = torch.atan2(gy, gx).remainder(math.pi) / math.pi * BINS
-    low = turn.floor()
-    edges = torch.zeros_like(strength).repeat(1, BINS, 1, 1)
-    edges.scatter_add_(1, low.long() % BINS, strength * (1 - turn + low))
-    edges.scatter_add_(1, (low.long() + 1) % BINS, strength * (turn - low))
-    sums = F.avg_pool2d(F.avg_pool2d(edges, 3, 1, 1), CELL)
-    return torch.cat([sums.flatten(1), 2 * F.avg_pool2d(mask, 2).flatten(1)], 1)
+    with torch.autocast(figure.device.type, enabled=False):
+        x, mask = figure[:, :3].float(), figure[:, 3:].float()
+        g = F.pad(x, (1, 1, 1, 1))
+        gx, gy = _of_the_strongest(g[:, :, 1:-1, 2:] - g[:, :, 1:-1, :-2], g[:, :, 2:, 1:-1] - g[:, :, :-2, 1:-1])
+        gx = torch.where((gx == 0) & (gy == 0), 1e-6, gx)  # an angle of nothing has no gradient
+        strength = (gx.square() + gy.square()).sqrt()
+        strength = strength / (strength + 0.3)
+        turn = torch.atan2(gy, gx).remainder(math.pi) / math.pi * BINS
+        # An edge counts for the two directions next to it, the closer one more; half a circle on is the first direction again.
+        away = (turn - torch.arange(BINS, device=turn.device)[:, None, None]).abs()
+        edges = strength * (1 - torch.minimum(away, BINS - away)).clamp(min=0)
+        add = _overlapping(x.shape[-1], x.device)
+        sums = add @ edges @ add.T
+        return torch.cat([sums.flatten(1), 2 * F.avg_pool2d(mask, 2).flatten(1)], 1)
+
+
+def _of_the_strongest(gx: Tensor, gy: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients (N, 3, H, W) in both ways to those (N, 1, H, W) of the channel where they are strongest, the first of equal ones."""
+    strength = (gx.square() + gy.square()).detach()
+    x, y, most = gx[:, :1], gy[:, :1], strength[:, :1]
+    for k in (1, 2):
+        more = strength[:, k : k + 1] > most
+        x, y = torch.where(more, gx[:, k : k + 1], x), torch.where(more, gy[:, k : k + 1], y)
+        most = torch.maximum(most, strength[:, k : k + 1])
+    return x, y
+
+
+@functools.cache
+def _overlapping(side: int, device: torch.device) -> Tensor:
+    """(side / CELL, side): the mean over cells of means over three neighbours, beyond the border of nothing."""
+    near = F.avg_pool1d(torch.eye(side, device=device)[None], 3, 1, 1)[0]
+    return F.avg_pool1d(near.T[None], CELL)[0].T
 
 
 def slow_map(near: Tensor, far: Tensor, between: Tensor, count: int, who: float, ridge: float) -> Tensor:
@@ -185,10 +208,9 @@ class SlowCodes(nn.Module):
         """
         side = self.side
         square = cut(canvases, corners(canvases[:, 3:], side), side).float()
-        soft = square[:, 3:]
-        solid = (soft > 0.5).float() + soft - soft.detach()
-        with torch.autocast(soft.device.type, enabled=False):
-            far = torch.cdist(self.slow(looks(torch.cat([square[:, :3] * solid, solid], 1))), self.centres).square()
+        # No gradient to the mask: it spread and led the square away from the agent, because that was the easier way to be recognised.
+        with torch.autocast(square.device.type, enabled=False):
+            far = torch.cdist(self.slow(looks(solid(square))), self.centres).square()
             return F.cross_entropy(-far / self.sigma2.clamp(min=1e-6), codes)
 
     def look_up(self, codes: Tensor) -> Tensor:

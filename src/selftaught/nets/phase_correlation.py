@@ -5,6 +5,8 @@ Phase correlation: Kuglin and Hines, "The Phase Correlation Image Alignment Meth
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,14 +32,65 @@ def correlation_surface(a: Tensor, b: Tensor, reach_px: int, whiten: bool = Fals
     H, W = a.shape[2:]
     if min(H, W) <= 2 * reach_px:
         raise ValueError(f"a reach of {reach_px} px needs frames larger than {2 * reach_px} px, these are {W}x{H}")
-    cross = torch.fft.rfft2(a.float()).conj() * torch.fft.rfft2(b.float())
     if whiten:
-        cross = cross / (cross.abs() + 1e-6)
-    full = torch.fft.irfft2(cross.sum(1), s=(H, W))
+        cross = torch.fft.rfft2(a.float()).conj() * torch.fft.rfft2(b.float())
+        full = torch.fft.irfft2((cross / (cross.abs() + 1e-6)).sum(1), s=(H, W))
+    else:
+        full = _Correlation.apply(a.float(), b.float())  # type: ignore[no-untyped-call]
     full = torch.roll(full, (reach_px, reach_px), (1, 2))
     return full[:, : 2 * reach_px + 1, : 2 * reach_px + 1]
 
 
+def neighbour_surfaces(clip: Tensor, reach_px: int) -> Tensor:
+    """`correlation_surface` of each frame of (B, T, C, H, W) and the next one: (B, T - 1, 2R + 1, 2R + 1); each is transformed once."""
+    full = torch.roll(_Neighbours.apply(clip.float()), (reach_px, reach_px), (2, 3))  # type: ignore[no-untyped-call]
+    return full[:, :, : 2 * reach_px + 1, : 2 * reach_px + 1]
+
+
+class _Correlation(torch.autograd.Function):
+    """s(d) = sum_cp a_c(p) b_c(p + d), cyclic, of two (B, C, H, W); `a` may be one for all.
+
+    Gradients are correlations as well, da(p) = sum_d g(d) b(p + d) and db(p) = sum_d g(d) a(p - d): transforms of real numbers, where
+    the gradient of a transform would be one of complex numbers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+        one, two = torch.fft.rfft2(a), torch.fft.rfft2(b)
+        ctx.save_for_backward(one, two)
+        ctx.size = (a.shape[2], a.shape[3])
+        return torch.fft.irfft2((one.conj() * two).sum(1), s=ctx.size)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        one, two = ctx.saved_tensors
+        g = torch.fft.rfft2(gradient)[:, None]
+        da = torch.fft.irfft2(g.conj() * two, s=ctx.size) if ctx.needs_input_grad[0] else None
+        db = torch.fft.irfft2(g * one, s=ctx.size) if ctx.needs_input_grad[1] else None
+        return da if da is None or len(one) == len(two) else da.sum(0, keepdim=True), db
+
+
+class _Neighbours(torch.autograd.Function):
+    """The same of frames (B, T, C, H, W) and those after them."""
+
+    @staticmethod
+    def forward(ctx: Any, clip: Tensor) -> Tensor:  # type: ignore[override]
+        spectra = torch.fft.rfft2(clip)
+        ctx.save_for_backward(spectra)
+        ctx.size = (clip.shape[3], clip.shape[4])
+        return torch.fft.irfft2((spectra[:, :-1].conj() * spectra[:, 1:]).sum(2), s=ctx.size)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (spectra,) = ctx.saved_tensors
+        g = torch.fft.rfft2(gradient)[:, :, None]
+        out = torch.zeros_like(spectra)
+        out[:, :-1] = g.conj() * spectra[:, 1:]
+        out[:, 1:] += g * spectra[:, :-1]
+        return torch.fft.irfft2(out, s=ctx.size)
+
+
+@torch.no_grad()
 def robust_match(a: Tensor, b: Tensor, reach_px: int, cap: float = 0.06, stride: int = 1) -> Tensor:
     """Whole-pixel shift (B, 2) as (x, y) that brings most pixels of `a` onto `b`, both (B, C, H, W): the motion of most of the frame.
 
@@ -47,11 +100,16 @@ def robust_match(a: Tensor, b: Tensor, reach_px: int, cap: float = 0.06, stride:
     """
     H, W = a.shape[2:]
     costs, places = [], []
+    # One place for all differences: fresh memory for each costs more than the subtraction.
+    a, b = torch.broadcast_tensors(a, b)
+    every, mean = a.new_empty(a.numel()), a.new_empty(a[:, 0].numel())
     for dy in range(-reach_px, reach_px + 1):
         for dx in range(-reach_px, reach_px + 1):
             one = a[:, :, max(0, -dy) : H - max(0, dy) : stride, max(0, -dx) : W - max(0, dx) : stride]
             two = b[:, :, max(0, dy) : H - max(0, -dy) : stride, max(0, dx) : W - max(0, -dx) : stride]
-            costs.append((one - two).abs().mean(1).clamp(max=cap).mean((1, 2)))
+            apart = torch.sub(one, two, out=every[: one.numel()].view(one.shape)).abs_()
+            shape = one[:, 0].shape
+            costs.append(torch.mean(apart, 1, out=mean[: shape.numel()].view(shape)).clamp_(max=cap).mean((1, 2)))
             places.append((dx, dy))
     # Where all displacements cost the same the least motion is taken.
     reach = torch.tensor(places, dtype=torch.float32, device=a.device)

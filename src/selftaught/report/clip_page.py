@@ -75,15 +75,20 @@ def render(model: Plays, report: ClipReport) -> bytes:
         timelines=[_timeline(key, clip, parsed, i) for i, (key, clip) in enumerate(zip(report.keys, clips[:TIMELINES], strict=False))],
         rollouts=[_film(key, torch.stack([clip, made])) for key, clip, made in zip(report.keys, clips, played, strict=False)],
         bits=f"told per step: 4 numbers for the motion of agent and background, and one of {model.codes} local actions",
-        scores=[_row(name, score) for name, score in report.content.scores.items()], notes="; ".join(report.notes),
+        scores=_rows(report.content.scores), notes="; ".join(report.notes),
         stages=stage_rows(report.content), steps=[{"command": c, "does": d} for c, d in report.content.how_to_go_on],
     )  # fmt: skip
     return text.encode("utf-8", "backslashreplace")
 
 
-def next_steps(run: Path) -> list[NextStep]:
-    """Commands that continue from here."""
+def next_steps(run: Path, slow: bool = False) -> list[NextStep]:
+    """Commands that continue from here; `slow` where hardly anything moves from one frame to the next."""
+    faster = NextStep(
+        "selftaught train glass CLIPS --set every=3 --out runs/every-third",
+        "frames hardly differ from one to the next here: take every third one, so that more happens between them",
+    )
     return [
+        *([faster] if slow else []),
         NextStep(f"selftaught evaluate {run} DATA --json scores.json", "score it on clips of a world, where the truth is known"),
         NextStep("selftaught learn CLIPS --out runs/mine --minutes 60", "learn from your own clips, or for longer: both help most"),
     ]
@@ -118,6 +123,16 @@ def _arrow(dx: float, dy: float) -> str:
     if math.hypot(dx, dy) < 1:
         return "·"
     return "→↘↓↙←↖↑↗"[round(math.atan2(dy, dx) / (math.pi / 4)) % 8]
+
+
+def _rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Rows of the table; a note that many rows share is said once."""
+    rows, said = [_row(name, score) for name, score in scores.items()], set[str]()
+    for row in rows:
+        note = row["note"]
+        row["note"] = "" if note in said else note
+        said.add(note)
+    return rows
 
 
 def _row(name: str, score: Mapping[str, Any]) -> dict[str, str]:
