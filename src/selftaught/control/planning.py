@@ -147,7 +147,8 @@ def plan_cem(
     b = budget or Budget()
     begin = time.monotonic()
     space, draw = model.action_space(), torch.Generator().manual_seed(seed)
-    mixed, keys = keys is None and space.shift_low is not None, keys or Keys.of_space(space)
+    mixed = keys is None and space.shift_low is not None
+    keys = keys or Keys.of_space(space)
     table = torch.full((b.horizon, len(keys)), 1 / len(keys))
     low, high = (torch.tensor(x or (0.0, 0.0)) for x in (space.shift_low, space.shift_high))
     mean = torch.zeros(b.horizon, 2)

@@ -182,7 +182,7 @@ class Connection:
             return await self.say(error="The message is no JSON.")
         if not isinstance(request, dict):
             return await self.say(error="A message is a JSON object.")
-        overtaken = []
+        overtaken: list[dict[str, Any]] = []
         if request.get("do") in OVERTAKE:
             # Not past a request of another kind: an undo would take back something else than what was done before it.
             since = takewhile(lambda old: old.get("do") in OVERTAKE, reversed(self.waiting))
