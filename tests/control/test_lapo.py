@@ -122,8 +122,8 @@ def test_a_ground_that_stays_is_not_warped_and_that_changes_nothing() -> None:
     with torch.no_grad():
         as_it_is = model.forward_model(before, now, mask, still, code)
         moved = model.forward_model(before, now, mask, still + 0.25, code)
-    assert torch.equal(warped.frame, as_it_is.frame) and torch.equal(warped.mask, as_it_is.mask)
-    assert not torch.equal(moved.frame, as_it_is.frame)
+    assert torch.allclose(warped.frame, as_it_is.frame, atol=1e-5) and torch.allclose(warped.mask, as_it_is.mask, atol=1e-5)
+    assert not torch.allclose(moved.frame, as_it_is.frame, atol=1e-3)
 
 
 def test_holes_are_filled_from_around_them() -> None:
