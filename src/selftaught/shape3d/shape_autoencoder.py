@@ -168,7 +168,8 @@ class ShapeAutoencoder(Method):
 
     def begin(self, images: Any, run_dir: Path, say: Any) -> None:
         """Estimate the viewpoints of all pictures once (poses.npy): made pictures are seen from those, hypotheses divide their azimuths."""
-        self.angles = estimated_angles(run_dir / "poses.npy", images, self.generator.given["pose"].viewpoint, say)
+        pose = self.generator.given["pose"]
+        self.angles = estimated_angles(run_dir / "poses.npy", images, pose.viewpoint, say, self.maker.symmetric)
         self.encoder.divide(self.angles[:, 0])
 
     def players(self) -> dict[str, Player]:
