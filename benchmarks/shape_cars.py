@@ -1,12 +1,12 @@
-"""Solid objects from drawn cars seen from all around, whose viewpoints are those that `viewpoint` finds; writes shape_gan_cars.json and
-shape_autoencoder_cars.json into benchmarks/results.
+"""Solid objects from drawn cars seen from all around, whose viewpoints are those that `viewpoint` finds; writes shape_gan_cars.json
+and shape_autoencoder_cars.json into benchmarks/results.
 
     python benchmarks/shape_cars.py [--methods shape_gan shape_autoencoder] [--runs runs/shape3d] [--seeds 0 1 2]
 
-For every seed 2,000 cars to learn from and 500 held out, before a plain background, those of `shape3d.py --methods viewpoint`; that method's
-run tells the generator viewpoints, without labels. Set by hand, since azimuths alone are estimated: the angle of view, the range of the camera's
-heights and that of the light, as the world has them. The start is a ball. The control has learning rate 0. Results are written after
-every training; trainings that were stopped continue, finished ones are not repeated.
+For every seed 2,000 cars to learn from and 500 held out, before a plain background, those of `shape3d.py --methods viewpoint`; that
+method's run tells the generator viewpoints, without labels. Set by hand, since azimuths alone are estimated: the angle of view, the range
+of the camera's heights and that of the light, as the world has them. The start is a ball. The control has learning rate 0. Results are
+written after every training; trainings that were stopped continue, finished ones are not repeated.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
 3. Viewpoints unknown: the encoder names several and each is tried.
 4. Numbers to objects against a discriminator that is told the true viewpoints.
 5. The same before cluttered backgrounds.
-Each rung prints what it measured on objects or pictures it did not learn from (1: on other views), its bar, and whether it holds; --scale multiplies
-the steps, --out keeps pictures of what was found. Truth is known to the rungs as said, which is what makes them diagnoses and not results.
+Each rung prints what it measured on objects or pictures it did not learn from (1: on other views), its bar, and whether it holds; --scale
+multiplies the steps, --out keeps pictures of what was found. Truth is known to the rungs as said: they are diagnoses and no results.
 """
 
 from __future__ import annotations

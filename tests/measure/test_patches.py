@@ -47,7 +47,9 @@ def test_what_looks_alike_is_near_and_what_does_not_is_far() -> None:
     assert abs(found["alike"].mean()) < 0.2 * far and abs(found["real"].mean()) < 0.2 * far
 
 
-@pytest.mark.parametrize("bad", [np.zeros((9, 3, 8, 8)), np.zeros((9, 1, 16, 16)), np.full((9, 3, 16, 16), np.nan), np.zeros((3, 3, 16, 16))])
+@pytest.mark.parametrize(
+    "bad", [np.zeros((9, 3, 8, 8)), np.zeros((9, 1, 16, 16)), np.full((9, 3, 16, 16), np.nan), np.zeros((3, 3, 16, 16))]
+)
 def test_unfit_pictures_are_refused(bad: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected"):
         patch_kid(bad, {"made": bars(9, 0)})

@@ -1,8 +1,8 @@
 """Features of pictures that were learned from small patches of such pictures, without labels or any downloaded network.
 
 Coates, Lee, Ng, "An Analysis of Single-Layer Networks in Unsupervised Feature Learning", AISTATS 2011: whitened patches, k-means, and how
-much nearer than usual each centre is, averaged over the four quarters of a picture. `patch_kid` is KID on them. It is beside KID on Inception's
-features and not instead of it: numbers compare only where the dictionary was learned from the same pictures.
+much nearer than usual each centre is, averaged over the four quarters of a picture. `patch_kid` is KID on them. It is beside KID on
+Inception's features and not instead of it: numbers compare only where the dictionary was learned from the same pictures.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class PatchDictionary:
 def patch_kid(real: Any, made: dict[str, Any], parts: int = 5, seed: int = 0) -> dict[str, Array]:
     """KID (parts,) of each set of made pictures (N, 3, S, S) against as many real ones, on features learned from the real ones.
 
-    Every part compares other pictures, so that an interval can be given. "real" is that of two halves of each part of the real ones: what cannot be
-    told from them is about there, near 0. Features are scaled to a mean square of 1.
+    Every part compares other pictures, so that an interval can be given. "real" is that of two halves of each part of the real ones: what
+    cannot be told from them is about there, near 0. Features are scaled to a mean square of 1.
     """
     dictionary = PatchDictionary.learned(real, seed=seed)
     first = dictionary.features(real)

@@ -144,7 +144,8 @@ def _correlation(rows: Array) -> float:
 def circular_correlation(predicted: Any, true: Any) -> Score:
     """Correlation of azimuths (N,) all around the circle, where no direction is the middle: below 0 for a mirrored solution.
 
-    Sum over all pairs of sin(p_i - p_j) sin(t_i - t_j), over the root of the sums of both squares (Fisher and Lee 1983); offsets do not matter.
+    Sum over all pairs of sin(p_i - p_j) sin(t_i - t_j), over the root of the sums of both squares (Fisher and Lee 1983); offsets do not
+    matter.
     """
     both = np.stack([np.asarray(predicted, np.float64), np.asarray(true, np.float64)], 1)
     baselines = {"mirrored": -_circular(both), "constant": 0.0}

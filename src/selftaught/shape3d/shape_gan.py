@@ -45,7 +45,6 @@ from selftaught.shape3d.mesh_generator import (
 )
 from selftaught.shape3d.solid_scores import generator_scores
 
-
 PLANE_RAD, PLANE_SURE = 0.05, 0.5
 """Planes of symmetry nearer to azimuth 0 are left where they are, and those that pictures agree less on."""
 
@@ -84,7 +83,7 @@ class ShapeGANConfig(TrainConfig):
     """Deviation of the azimuths that made pictures are seen from around those that the discriminator is told, as large as the errors of
     the estimates."""
     elevation: tuple[float, float] = (0.0, 0.0)
-    """Least and most that the camera of made pictures stands higher than the estimates say, in radians: for estimates of the azimuth alone."""
+    """Least and most that the camera of made pictures stands higher than estimates say, in radians: for estimates of the azimuth alone."""
     start: tuple[float, float, float] = START
     """Half axes of the ellipsoid that objects are at first: to the side, upwards and to the front, in half heights of the picture."""
     start_lr_scale: float = 1.0

@@ -102,7 +102,7 @@ def generator_scores(method: Any, data: EvalData) -> dict[str, Score]:
 def likeness(method: Any, data: EvalData) -> Score:
     """KID of made pictures on features of patches that were learned from the real ones (`measure.patches`).
 
-    Made pictures are seen from where the method says that the real ones are. Baselines: the generator untrained; real ones against real ones.
+    Made pictures are seen from where the method says that the real ones are. Baselines: the untrained generator; real ones with real ones.
     """
     from selftaught.shape3d.mesh_generator import Solids, Views, draw_lights
 
@@ -115,14 +115,16 @@ def likeness(method: Any, data: EvalData) -> Score:
 
     @torch.no_grad()
     def pictures(one: Any) -> torch.Tensor:
-        solids = one.sample(count, data.seed)
-        parts = [one.maker.render(Solids(*(x[rows] for x in solids)), Views(*(x[rows] for x in views))).image for rows in torch.arange(count).split(64)]
+        solids, parts = one.sample(count, data.seed), []
+        for rows in torch.arange(count).split(64):
+            parts.append(one.maker.render(Solids(*(x[rows] for x in solids)), Views(*(x[rows] for x in views))).image)
         return torch.cat(parts).clamp(0, 1)
 
     made = {"made": pictures(method), "untrained": pictures(method.untrained(data.seed))}
     found = patch_kid(real, made)
     beside = {"untrained": found["untrained"], "real pictures": found["real"]}
-    return score_of(found["made"], better="lower", unit="squared distance", baselines=beside, note="features learned from the test pictures")
+    note = "features learned from the test pictures"
+    return score_of(found["made"], better="lower", unit="squared distance", baselines=beside, note=note)
 
 
 def autoencoder_scores(method: Any, data: EvalData) -> dict[str, Score]:
