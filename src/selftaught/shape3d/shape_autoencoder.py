@@ -59,6 +59,8 @@ class ShapeAutoencoderConfig(TrainConfig):
     """Weight of the mean squared code of real pictures."""
     rough_weight: float = 20.0
     """Weight of the roughness of the surface."""
+    told_weight: float = 0.0
+    """Weight of finding the estimated azimuths of real pictures, by which generators are told; 0 uses the estimates for made pictures alone."""
     spread_weight: float = 0.02
     """Weight of the hypotheses being used alike, over a batch of real pictures."""
 
@@ -184,8 +186,9 @@ class ShapeAutoencoder(Method):
         flips = (draws.rand(B, 2) < 0.5) & torch.tensor(self.maker.symmetric)
         pictures = torch.where(flips[:, :1, None, None], pictures.flip(3), pictures)
         known = torch.from_numpy(self.angles)
+        angles = mirrored_angles(known[torch.from_numpy(indices)], flips[:, 0])
         others = mirrored_angles(known[draws.randint(len(known), B)], flips[:, 1])
-        return Real(pictures, others, others + self.generator.config.pose_noise_rad * draws.randn(B, 3))
+        return Real(pictures, angles, others + self.generator.config.pose_noise_rad * draws.randn(B, 3))
 
     def loss(self, batch: Real, player: str, progress: Progress) -> tuple[Tensor, Parts]:
         c = self.config
@@ -200,6 +203,10 @@ class ShapeAutoencoder(Method):
         total, parts = self.recognition(first, z, views)
         errors, sure, points = self.reconstruction(second, batch.pictures)
         share = min(progress.frac / max(c.made_frac, 1e-9), 1.0)
+        if c.told_weight:
+            pose, which = self.azimuth_error(second, batch.angles)
+            total = total + c.told_weight * (pose + 0.2 * which)
+            parts["told"] = float(pose.detach())
         rough = self.maker.roughness(points).mean()
         prior = second.codes.square().mean()
         used = (sure.mean(0) - 1 / sure.shape[1]).abs().mean()
@@ -210,9 +217,7 @@ class ShapeAutoencoder(Method):
 
     def recognition(self, found: Found, z: Tensor, views: Views) -> tuple[Tensor, Parts]:
         """Made pictures: codes, the hypothesis nearest to the viewpoint, its error, place and light."""
-        with torch.no_grad():
-            away = views.angles[:, :1] - self.encoder.centres
-            nearest = torch.atan2(away.sin(), away.cos()).abs().argmin(1)
+        nearest = self.nearest(views.angles)
         chosen = found.angles[torch.arange(len(z)), nearest]
         pose = (pose_vector(chosen) - pose_vector(views.angles)).square().sum(1).mean() / 2
         which = functional.cross_entropy(found.logits, nearest)
@@ -220,6 +225,18 @@ class ShapeAutoencoder(Method):
         rest = (found.shift - views.shift).square().sum(1).mean() + 0.1 * (found.light - views.light).square().sum(1).mean()
         parts = {"pose": float(pose.detach()), "which": float(which.detach()), "codes": float(codes.detach())}
         return 5 * pose + 0.2 * which + self.config.code_weight * codes + rest, parts
+
+    @torch.no_grad()
+    def nearest(self, angles: Tensor) -> Tensor:
+        """(B,) which hypothesis is for angles (B, 3)."""
+        away = angles[:, :1] - self.encoder.centres
+        return torch.atan2(away.sin(), away.cos()).abs().argmin(1)
+
+    def azimuth_error(self, found: Found, angles: Tensor) -> tuple[Tensor, Tensor]:
+        """1 - cosine of the right hypothesis and the azimuth of angles (B, 3), and the cross-entropy of which is right."""
+        nearest = self.nearest(angles)
+        chosen = found.angles[torch.arange(len(angles)), nearest, 0]
+        return (1 - (chosen - angles[:, 0]).cos()).mean(), functional.cross_entropy(found.logits, nearest)
 
     def reconstruction(self, found: Found, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Real pictures: errors (B, K) of the hypotheses, their probabilities (B, K), and points (B, V, 3)."""

@@ -88,6 +88,8 @@ class ShapeGANConfig(TrainConfig):
     """Half axes of the ellipsoid that objects are at first: to the side, upwards and to the front, in half heights of the picture."""
     start_lr_scale: float = 1.0
     """Learning rate of those half axes, as a multiple of the generator's."""
+    background_lr_scale: float = 1.0
+    """The same for the networks of the background: where it learns too well, it shows what belongs to objects."""
     shift: float = 0.02
     """Deviation of the object's place in made pictures, in half heights."""
     ambient: tuple[float, float] = (0.20, 0.45)
@@ -104,6 +106,9 @@ class ShapeGANConfig(TrainConfig):
     """The gradient penalty is computed every so many steps, and counts so many times."""
     pose_weight: float = 2.0
     """Weight of reading the viewpoint off made pictures, for the generator; 5 for the discriminator."""
+    real_pose_weight: float = 0.0
+    """Weight of reading the estimated azimuth off real pictures, for the discriminator: the generator then has to show what real pictures
+    of a viewpoint show, not only what can be told apart."""
     code_weight: float = 0.5
     """Weight of reading the codes of shape and texture off made pictures."""
     rough_weight: float = 5.0
@@ -292,9 +297,10 @@ class ShapeGAN(Method):
 
     def players(self) -> dict[str, Player]:
         c = self.config
+        scales = {"base": c.start_lr_scale, "behind": c.background_lr_scale}
         return {
             "critic": self.main_player(self.critic, lr=c.lr * c.critic_lr_frac, betas=(0.0, 0.95), final_lr_frac=0.1),
-            "maker": self.main_player(self.maker, betas=(0.0, 0.95), final_lr_frac=0.1, lr_scales={"base": c.start_lr_scale}),
+            "maker": self.main_player(self.maker, betas=(0.0, 0.95), final_lr_frac=0.1, lr_scales=scales),
         }
 
     def prepare(self, images: Tensor, indices: np.ndarray[Any, Any]) -> Real:
@@ -354,13 +360,18 @@ class ShapeGAN(Method):
         reals = self.disturbed(batch.pictures).requires_grad_()
         penalised = progress.step % c.r1_every == 0
         with torch.autocast(reals.device.type, enabled=torch.is_autocast_enabled(reals.device.type) and not penalised):
-            real = self.critic.judge(self.critic.trunk(reals), told[0])
+            seen_real = self.critic.trunk(reals)
+            real = self.critic.judge(seen_real, told[0])
         features = self.critic.trunk(self.disturbed(seen.image))
         made = self.critic.judge(features, told[1])
         total = functional.softplus(made).mean() + functional.softplus(-real).mean()
         pose, codes = self.reading(features, z, views.angles)
         total = total + 5 * pose + c.code_weight * codes
         parts = {"real": float((real.detach() > 0).float().mean()), "made": float((made.detach() < 0).float().mean())}
+        if c.real_pose_weight:
+            known = (self.critic.read(seen_real)[0][:, :2] - pose_vector(batch.angles)[:, :2]).square().sum(1).mean() / 2
+            total = total + c.real_pose_weight * known
+            parts["real_pose"] = float(known.detach())
         if penalised:
             (slope,) = torch.autograd.grad(real.sum(), reals, create_graph=True)
             penalty = slope.square().sum((1, 2, 3)).mean()
