@@ -4,9 +4,10 @@ and shape_autoencoder_cars.json into benchmarks/results.
     python benchmarks/shape_cars.py [--methods shape_gan shape_autoencoder] [--runs runs/shape3d] [--seeds 0 1 2]
 
 For every seed 2,000 cars to learn from and 500 held out, before a plain background, those of `shape3d.py --methods viewpoint`; that
-method's run tells the generator viewpoints, without labels. Set by hand, since azimuths alone are estimated: the angle of view, the range
-of the camera's heights and that of the light, as the world has them. The start is a ball. The control has learning rate 0. Results are
-written after every training; trainings that were stopped continue, finished ones are not repeated.
+method's run tells the generator viewpoints, without labels; the encoder learns them as well. Set by hand, since azimuths alone are
+estimated: the angle of view, the range of the camera's heights and that of the light, as the world has them. The start is a ball. The
+control has learning rate 0. Results are written after every training; trainings that were stopped continue, finished ones are not
+repeated.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ CARS = (
     "ambient=(0.45,0.60)", "diffuse=(0.40,0.55)", "light_spread=(0.5,0.3,0.7)", "start=(0.45,0.45,0.45)", "start_lr_scale=10.0",
     "area=(0.05,0.45)", "thin_least=0.2", "rough_weight=15.0", "real_pose_weight=2.0", "background_lr_scale=0.1", "lr=5e-4",
 )  # fmt: skip
+FOUND = ("generator_lr_frac=1.0", "told_weight=2.0")
+STEPS = {"shape_gan": 1200, "shape_autoencoder": 900}
 DATA = "cars from all around, 32 px"
 
 
 def shown(method: str) -> tuple[str, ...]:
     """The scores of heads; correlation is that of the whole circle."""
-    return tuple("circular_correlation" if name == "azimuth_correlation" else name for name in SHOWN[method] if name != "area_error")
+    return tuple("circular_correlation" if name == "azimuth_correlation" else name for name in SHOWN[method] if name != "area_error") + (
+        ("patch_kid",) if method == "shape_gan" else ()
+    )
 
 
 def chain(method: str, folder: Path, seed: int, name: str, settings: tuple[str, ...] = (), steps: int | None = None) -> dict[str, Any]:
@@ -36,9 +41,8 @@ def chain(method: str, folder: Path, seed: int, name: str, settings: tuple[str, 
     data = pictures(folder / f"cars_plain-{seed}", "cars", 2500, seed, "plain")
     pose, solids = folder / f"viewpoint-plain-{seed}", folder / f"cars-shape_gan-{seed}"
     one_run("viewpoint", data, pose, seed)
-    if method == "shape_gan":
-        return one_run(method, data, folder / name, seed, (*CARS, *settings), steps, (f"pose={pose}",))
-    return one_run(method, data, folder / name, seed, settings, steps, (f"generator={solids}",))
+    told, need = (CARS, f"pose={pose}") if method == "shape_gan" else (FOUND, f"generator={solids}")
+    return one_run(method, data, folder / name, seed, (*told, *settings), steps or STEPS[method], (need,))
 
 
 def main() -> None:

@@ -182,3 +182,30 @@ def test_config_fields_have_words() -> None:
     from selftaught.core.config import field_help
 
     assert all(len(text) > 10 for text in field_help(ShapeAutoencoderConfig).values())
+
+
+def test_estimated_azimuths_are_for_the_hypothesis_that_is_nearest() -> None:
+    m = method(generator())
+    centres = m.encoder.centres
+    angles = torch.zeros(3, 3)
+    angles[:, 0] = torch.stack([centres[0] + 0.1, centres[1] - 0.05, centres[1] + 2 * math.pi])
+    tried = torch.zeros(3, 2, 3)
+    tried[..., 0] = torch.tensor([0.2, -0.3])
+    logits = torch.tensor([[1.0, 0.0], [0.5, 2.0], [0.0, 0.0]])
+    found = Found(torch.zeros(3, 1), tried, logits, torch.zeros(3, 2), torch.zeros(3, 4))
+    pose, which = m.azimuth_error(found, angles)
+    right = [0, 1, 1]
+    wanted = [1 - math.cos(float(tried[b, k, 0] - angles[b, 0])) for b, k in enumerate(right)]
+    assert float(pose) == pytest.approx(sum(wanted) / 3, abs=1e-5)
+    each = [-math.log(math.exp(float(logits[b, k])) / float(logits[b].exp().sum())) for b, k in enumerate(right)]
+    assert float(which) == pytest.approx(sum(each) / 3, abs=1e-5)
+
+
+def test_estimates_count_as_much_as_they_are_told_to() -> None:
+    real = Real(torch.rand(4, 3, 16, 16), torch.full((4, 3), 0.3), torch.zeros(4, 3))
+    totals = []
+    for weight in (0.0, 2.0):
+        m = method(generator(), told_weight=weight)
+        torch.manual_seed(0)
+        totals.append(m.loss(real, "networks", Progress(0, 10)))
+    assert "told" not in totals[0][1] and float((totals[1][0] - totals[0][0]).detach()) >= 2.0 * totals[1][1]["told"] - 1e-5

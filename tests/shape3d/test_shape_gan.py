@@ -175,12 +175,30 @@ def test_from_all_sides_lengthwise_and_across_are_told_apart() -> None:
         assert (even > 1e-3) == all_sides
 
 
+def test_estimates_of_real_pictures_teach_the_reader_alone() -> None:
+    real, losses = batch(), []
+    for weight in (0.0, 3.0):
+        m = method(real_pose_weight=weight, r1=0.0)
+        torch.manual_seed(6)
+        losses.append((m.loss(real, "critic", Progress(0, 10)), m))
+    (plain, _), (told, parts) = losses[0][0], losses[1][0]
+    assert float((told - plain).detach()) == pytest.approx(3.0 * parts["real_pose"], rel=1e-3)
+    m = losses[1][1]
+    torch.manual_seed(6)
+    m.make(m.maker, m.draw_views(real.others))  # the same draws as before
+    found = m.critic.read(m.critic.trunk(m.disturbed(real.pictures)))[0]
+    wanted = (1 - torch.cos(torch.atan2(found[:, 1], found[:, 0]) - real.angles[:, 0])).mean()
+    assert parts["real_pose"] == pytest.approx(float(wanted.detach()), rel=1e-3)
+
+
 def test_objects_start_as_the_ellipsoid_that_is_set() -> None:
-    m = method(start=(0.2, 0.3, 0.4), start_lr_scale=10.0)
+    m = method(start=(0.2, 0.3, 0.4), start_lr_scale=10.0, background_lr_scale=0.1)
     torch.testing.assert_close(m.maker.base.exp(), torch.tensor([0.2, 0.3, 0.4]))
     groups = m.players()["maker"].build_optimizer().param_groups
     fast = [p for group in groups if group["lr_scale"] == 10.0 for p in group["params"]]
     assert len(fast) == 1 and fast[0] is m.maker.base
+    slow = sum(p.numel() for group in groups if group["lr_scale"] == 0.1 for p in group["params"])
+    assert slow == sum(p.numel() for p in m.maker.behind.parameters())
 
 
 def test_flips_mirror_estimates_with_their_pictures(tmp_path: Path) -> None:
