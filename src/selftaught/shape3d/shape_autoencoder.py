@@ -57,6 +57,8 @@ class ShapeAutoencoderConfig(TrainConfig):
     """Weight of finding the codes of made pictures."""
     prior_weight: float = 0.01
     """Weight of the mean squared code of real pictures."""
+    tight_weight: float = 0.0
+    """Weight of the share of real pictures that objects cover: presses out what is painted like the background, which costs no error."""
     rough_weight: float = 20.0
     """Weight of the roughness of the surface."""
     told_weight: float = 0.0
@@ -201,7 +203,7 @@ class ShapeAutoencoder(Method):
             return torch.stack([part.sum() for part in found]).sum(), {}  # the loop undoes the step, the renderer would refuse it
         first, second = (Found(*(part[rows] for part in found)) for rows in (slice(0, len(z)), slice(len(z), None)))
         total, parts = self.recognition(first, z, views)
-        errors, sure, points = self.reconstruction(second, batch.pictures)
+        errors, covers, sure, points = self.reconstruction(second, batch.pictures)
         share = min(progress.frac / max(c.made_frac, 1e-9), 1.0)
         if c.told_weight:
             pose, which = self.azimuth_error(second, batch.angles)
@@ -210,9 +212,11 @@ class ShapeAutoencoder(Method):
         rough = self.maker.roughness(points).mean()
         prior = second.codes.square().mean()
         used = (sure.mean(0) - 1 / sure.shape[1]).abs().mean()
-        total = total + share * (c.real_weight * (sure * errors).sum(1).mean() + c.spread_weight * used)
+        errors = c.real_weight * errors + c.tight_weight * covers
+        total = total + share * ((sure * errors).sum(1).mean() + c.spread_weight * used)
         total = total + c.rough_weight * rough + c.prior_weight * prior
-        parts |= {"error": float(errors.detach().amin(1).mean()), "rough": float(rough.detach()), "prior": float(prior.detach())}
+        best = float(errors.detach().amin(1).mean()) / max(c.real_weight, 1e-9)
+        parts |= {"error": best, "covers": float(covers.detach().mean()), "rough": float(rough.detach()), "prior": float(prior.detach())}
         return total, parts | {"sure": float(sure.detach().amax(1).mean())}
 
     def recognition(self, found: Found, z: Tensor, views: Views) -> tuple[Tensor, Parts]:
@@ -238,15 +242,15 @@ class ShapeAutoencoder(Method):
         chosen = found.angles[torch.arange(len(angles)), nearest, 0]
         return (1 - (chosen - angles[:, 0]).cos()).mean(), functional.cross_entropy(found.logits, nearest)
 
-    def reconstruction(self, found: Found, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Real pictures: errors (B, K) of the hypotheses, their probabilities (B, K), and points (B, V, 3)."""
+    def reconstruction(self, found: Found, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Real pictures: errors of the hypotheses, what they cover, and their probabilities, all (B, K); and points (B, V, 3)."""
         K = found.logits.shape[1]
         solids = self.maker(found.codes)
         many = Solids(*(part.repeat_interleave(K, 0) for part in solids))
         views = Views(found.angles.flatten(0, 1), found.shift.repeat_interleave(K, 0), found.light.repeat_interleave(K, 0))
-        seen = self.maker.render(many, views).image
-        errors = picture_error(seen, pictures.repeat_interleave(K, 0)).reshape(-1, K)
-        return errors, found.logits.softmax(1), solids.points
+        seen = self.maker.render(many, views)
+        errors = picture_error(seen.image, pictures.repeat_interleave(K, 0)).reshape(-1, K)
+        return errors, seen.mask.mean((1, 2)).reshape(-1, K), found.logits.softmax(1), solids.points
 
     @torch.no_grad()
     def explained(self, images: Tensor) -> tuple[Solids, Views, Rendering]:
