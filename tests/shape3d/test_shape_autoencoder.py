@@ -84,7 +84,8 @@ def test_every_hypothesis_is_rendered_and_compared() -> None:
     m = method(generator())
     pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     found = m.encoder(pictures * 2 - 1)
-    errors, sure, points = m.reconstruction(found, pictures)
+    errors, covers, sure, points = m.reconstruction(found, pictures)
+    assert covers.shape == errors.shape and 0 < float(covers.min()) <= float(covers.max()) < 1
     solids = m.maker(found.codes)
     for k in range(2):
         seen = m.maker.render(solids, Views(found.angles[:, k], found.shift, found.light)).image
@@ -209,3 +210,15 @@ def test_estimates_count_as_much_as_they_are_told_to() -> None:
         torch.manual_seed(0)
         totals.append(m.loss(real, "networks", Progress(0, 10)))
     assert "told" not in totals[0][1] and float((totals[1][0] - totals[0][0]).detach()) >= 2.0 * totals[1][1]["told"] - 1e-5
+
+
+def test_covering_more_of_a_picture_counts_as_it_is_told_to() -> None:
+    real = Real(torch.rand(4, 3, 16, 16), torch.zeros(4, 3), torch.zeros(4, 3))
+    totals = []
+    for weight in (0.0, 2.0):
+        m = method(generator(), tight_weight=weight, hypotheses=1)
+        torch.manual_seed(0)
+        totals.append(m.loss(real, "networks", Progress(1, 2)))  # real pictures count fully
+    difference = float((totals[1][0] - totals[0][0]).detach())
+    assert difference == pytest.approx(2.0 * totals[1][1]["covers"], rel=1e-3) and difference > 0.05
+    assert totals[0][1]["error"] == totals[1][1]["error"]

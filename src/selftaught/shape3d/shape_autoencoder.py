@@ -212,11 +212,11 @@ class ShapeAutoencoder(Method):
         rough = self.maker.roughness(points).mean()
         prior = second.codes.square().mean()
         used = (sure.mean(0) - 1 / sure.shape[1]).abs().mean()
+        parts["error"] = float(errors.detach().amin(1).mean())
         errors = c.real_weight * errors + c.tight_weight * covers
         total = total + share * ((sure * errors).sum(1).mean() + c.spread_weight * used)
         total = total + c.rough_weight * rough + c.prior_weight * prior
-        best = float(errors.detach().amin(1).mean()) / max(c.real_weight, 1e-9)
-        parts |= {"error": best, "covers": float(covers.detach().mean()), "rough": float(rough.detach()), "prior": float(prior.detach())}
+        parts |= {"covers": float(covers.detach().mean()), "rough": float(rough.detach()), "prior": float(prior.detach())}
         return total, parts | {"sure": float(sure.detach().amax(1).mean())}
 
     def recognition(self, found: Found, z: Tensor, views: Views) -> tuple[Tensor, Parts]:
