@@ -62,7 +62,7 @@ class ShapeAutoencoderConfig(TrainConfig):
     rough_weight: float = 20.0
     """Weight of the roughness of the surface."""
     told_weight: float = 0.0
-    """Weight of finding the estimated azimuths of real pictures, by which generators are told; 0 uses the estimates for made pictures alone."""
+    """Weight of finding the estimated azimuths of real pictures; with 0 estimates say alone from where made pictures are seen."""
     spread_weight: float = 0.02
     """Weight of the hypotheses being used alike, over a batch of real pictures."""
 
