@@ -43,7 +43,7 @@ SHOWN = {
 UNTOLD_FRAC = 3
 TIMES = {"side": (100.0, "0.01 log depth")}
 """Scores that are shown in hundredths, as papers do."""
-SUMMARY = ("azimuth_median_deg", "mad_deg", "acc30", "azimuth_correlation", "chamfer", "mask_iou")
+SUMMARY = ("azimuth_median_deg", "mad_deg", "acc30", "azimuth_correlation", "circular_correlation", "chamfer", "mask_iou")
 ROOM = "reach=1.45"
 """Heads with room around them, whose middle half is what `heads` shows."""
 CROPPED = ("image_px=64", "crop_frac=0.5")
@@ -72,10 +72,12 @@ def one_run(
     return {"seed": seed, "seconds": seconds, **read_json(run / "scores.json")}
 
 
-def rows_of(method: str, data: str, runs: list[dict[str, Any]], others: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def rows_of(
+    method: str, data: str, runs: list[dict[str, Any]], others: dict[str, dict[str, Any]], shown: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
     """Table rows: each score over the seeds, the widest interval, the strongest of each baseline, and other trainings."""
     rows = []
-    for score in SHOWN[method]:
+    for score in shown or SHOWN[method]:
         found = [run["scores"][score] for run in runs]
         times, unit = TIMES.get(score, (1.0, found[0]["unit"]))
         best = max if found[0]["better"] == "higher" else min

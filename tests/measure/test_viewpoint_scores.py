@@ -11,6 +11,7 @@ from selftaught.measure import viewpoint
 from selftaught.measure.viewpoint import (
     azimuth_correlation,
     azimuth_scores,
+    circular_correlation,
     common_frame,
     geodesic_rad,
     rotation_scores,
@@ -99,3 +100,16 @@ def test_correlation_of_azimuths_tells_a_mirrored_solution() -> None:
     assert azimuth_correlation(-noisy, true).value < -0.98
     assert azimuth_correlation(np.zeros(200), true).value == 0
     assert azimuth_correlation(noisy, true).baselines["mirrored"] == pytest.approx(-azimuth_correlation(noisy, true).value)
+
+
+def test_correlation_around_the_circle_is_the_sum_over_pairs() -> None:
+    random = np.random.default_rng(1)
+    true = random.uniform(-np.pi, np.pi, 40)
+    found = (true + 0.3 * random.normal(size=40) + 4.0) % (2 * np.pi)  # in another frame
+    pairs = [(np.sin(found[i] - found[j]), np.sin(true[i] - true[j])) for i in range(40) for j in range(i)]
+    first, second = np.array(pairs).T
+    wanted = (first * second).sum() / np.sqrt((first**2).sum() * (second**2).sum())
+    own = circular_correlation(found, true)
+    assert own.value == pytest.approx(wanted, abs=1e-9) and own.value > 0.85
+    assert circular_correlation(-found, true).value == pytest.approx(own.baselines["mirrored"]) == pytest.approx(-wanted)
+    assert circular_correlation(np.full(40, 2.0), true).value == 0

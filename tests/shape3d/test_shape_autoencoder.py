@@ -83,7 +83,8 @@ def test_every_hypothesis_is_rendered_and_compared() -> None:
     m = method(generator())
     pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     found = m.encoder(pictures * 2 - 1)
-    errors, sure, points = m.reconstruction(found, pictures)
+    errors, covers, sure, points = m.reconstruction(found, pictures)
+    assert covers.shape == errors.shape and 0 < float(covers.min()) <= float(covers.max()) < 1
     solids = m.maker(found.codes)
     for k in range(2):
         seen = m.maker.render(solids, Views(found.angles[:, k], found.shift, found.light)).image
@@ -175,3 +176,42 @@ def test_blank_pictures_give_finite_losses_and_gradients(fill: int) -> None:
     loss.backward()
     assert bool(torch.isfinite(loss)) and all(map(math.isfinite, parts.values()))
     assert all(bool(p.grad.isfinite().all()) for p in m.parameters() if p.grad is not None)
+
+
+def test_estimated_azimuths_are_for_the_hypothesis_that_is_nearest() -> None:
+    m = method(generator())
+    centres = m.encoder.centres
+    angles = torch.zeros(3, 3)
+    angles[:, 0] = torch.stack([centres[0] + 0.1, centres[1] - 0.05, centres[1] + 2 * math.pi])
+    tried = torch.zeros(3, 2, 3)
+    tried[..., 0] = torch.tensor([0.2, -0.3])
+    logits = torch.tensor([[1.0, 0.0], [0.5, 2.0], [0.0, 0.0]])
+    found = Found(torch.zeros(3, 1), tried, logits, torch.zeros(3, 2), torch.zeros(3, 4))
+    pose, which = m.azimuth_error(found, angles)
+    right = [0, 1, 1]
+    wanted = [1 - math.cos(float(tried[b, k, 0] - angles[b, 0])) for b, k in enumerate(right)]
+    assert float(pose) == pytest.approx(sum(wanted) / 3, abs=1e-5)
+    each = [-math.log(math.exp(float(logits[b, k])) / float(logits[b].exp().sum())) for b, k in enumerate(right)]
+    assert float(which) == pytest.approx(sum(each) / 3, abs=1e-5)
+
+
+def test_estimates_count_as_much_as_they_are_told_to() -> None:
+    real = Real(torch.rand(4, 3, 16, 16), torch.full((4, 3), 0.3), torch.zeros(4, 3))
+    totals = []
+    for weight in (0.0, 2.0):
+        m = method(generator(), told_weight=weight)
+        torch.manual_seed(0)
+        totals.append(m.loss(real, "networks", Progress(0, 10)))
+    assert "told" not in totals[0][1] and float((totals[1][0] - totals[0][0]).detach()) >= 2.0 * totals[1][1]["told"] - 1e-5
+
+
+def test_covering_more_of_a_picture_counts_as_it_is_told_to() -> None:
+    real = Real(torch.rand(4, 3, 16, 16), torch.zeros(4, 3), torch.zeros(4, 3))
+    totals = []
+    for weight in (0.0, 2.0):
+        m = method(generator(), tight_weight=weight, hypotheses=1)
+        torch.manual_seed(0)
+        totals.append(m.loss(real, "networks", Progress(1, 2)))  # real pictures count fully
+    difference = float((totals[1][0] - totals[0][0]).detach())
+    assert difference == pytest.approx(2.0 * totals[1][1]["covers"], rel=1e-3) and difference > 0.05
+    assert totals[0][1]["error"] == totals[1][1]["error"]

@@ -14,17 +14,18 @@ import torch
 from selftaught.data.evalset import open_eval
 from selftaught.method import EvalData, Progress, SeesViewpoints
 from selftaught.nets.renderer import rotation_from_angles
-from selftaught.shape3d.shape_gan import Real, ShapeGAN, estimated_angles
+from selftaught.shape3d.shape_gan import Real, ShapeGAN, estimated_angles, mirror_plane
 from selftaught.worlds.meshes import writing
 
 TINY = ShapeGAN.sizes["tiny"]
 
 
 class Told:
-    """Stands for unsup3d: says viewpoints that it is given, in the order of the pictures."""
+    """Stands for unsup3d: says viewpoints that it is given, in the order of the pictures, then those of their mirror images."""
 
     def __init__(self, rotations: np.ndarray[Any, Any]):
-        self.rotations, self.next = torch.from_numpy(rotations).float(), 0
+        given, mirror = torch.from_numpy(rotations).float(), torch.tensor([-1.0, 1.0, 1.0])
+        self.rotations, self.next = torch.cat([given, mirror[:, None] * given * mirror]), 0
 
     def viewpoint(self, images: torch.Tensor) -> torch.Tensor:
         self.next += len(images)
@@ -122,6 +123,82 @@ def test_estimates_are_kept_and_made_anew_when_they_do_not_fit(tmp_path: Path) -
     told.next = 0
     estimated_angles(tmp_path / "poses.npy", images, told.viewpoint, said.append)
     assert "does not fit" in said[1]
+
+
+class Turning:
+    """Stands for a viewpoint method whose front lies anywhere: the brighter half of a picture tells the side, its brightness the angle."""
+
+    def __init__(self, front: float):
+        self.front = front
+
+    def viewpoint(self, images: torch.Tensor) -> torch.Tensor:
+        left, right = images[..., :8].mean((1, 2, 3)), images[..., 8:].mean((1, 2, 3))
+        azimuth = 4 * (left - right) + self.front
+        return rotation_from_angles(azimuth, azimuth * 0, azimuth * 0)
+
+
+def test_azimuths_of_symmetric_objects_are_measured_from_their_plane(tmp_path: Path) -> None:
+    pictures = np.zeros((50, 3, 16, 16), np.uint8)
+    pictures[..., :8] = np.linspace(0, 190, 50).astype(np.uint8)[:, None, None, None]
+    wanted = 4 * pictures[:, 0, 0, 0].astype(np.float64) / 255
+    for front in (0.02, 0.9, 2.9):
+        said: list[str] = []
+        found = estimated_angles(tmp_path / f"{front}.npy", Pictures(pictures), Turning(front).viewpoint, said.append, True)
+        # Front and back may be taken for each other; planes that lie nearly at 0 stay.
+        left = front if front < 0.05 else math.pi if front > math.pi / 2 else 0.0
+        away = found[:, 0] - wanted - left
+        assert np.abs(np.sin(away / 2)).max() < 1e-3, front
+        assert "plane of symmetry" in said[0]
+    plain = estimated_angles(tmp_path / "as_they_are.npy", Pictures(pictures), Turning(0.9).viewpoint, said.append)
+    assert np.abs(np.sin((plain[:, 0] - wanted - 0.9) / 2)).max() < 1e-3
+    assert mirror_plane(np.array([0.5, 1.0, 2.5]), np.array([0.5, 2.0, 2.6]))[1] < 0.5, "no plane"
+
+
+def test_what_is_not_told_of_the_viewpoint_is_drawn(tmp_path: Path) -> None:
+    told = torch.zeros(400, 3)
+    assert torch.equal(method().draw_views(told).angles, told)
+    torch.manual_seed(0)
+    seen = method(elevation=(0.1, 0.4), azimuth_error_rad=0.07).draw_views(told).angles
+    assert 0.1 <= float(seen[:, 1].min()) < 0.12 and 0.38 < float(seen[:, 1].max()) <= 0.4
+    assert float(seen[:, 0].std()) == pytest.approx(0.07, rel=0.15) and not bool(seen[:, 2].any())
+
+
+def test_from_all_sides_lengthwise_and_across_are_told_apart() -> None:
+    for all_sides in (False, True):
+        critic = method(all_sides=all_sides).critic
+        seen = critic.trunk(torch.rand(1, 3, 16, 16)).expand(4, -1)
+        around = torch.zeros(4, 3)
+        around[:, 0] = torch.arange(4) * math.pi / 2
+        with torch.no_grad():
+            logits = critic.judge(seen, around)
+        even = float((logits * torch.tensor([1.0, -1.0, 1.0, -1.0])).sum().abs())
+        assert (even > 1e-3) == all_sides
+
+
+def test_estimates_of_real_pictures_teach_the_reader_alone() -> None:
+    real, losses = batch(), []
+    for weight in (0.0, 3.0):
+        m = method(real_pose_weight=weight, r1=0.0)
+        torch.manual_seed(6)
+        losses.append((m.loss(real, "critic", Progress(0, 10)), m))
+    (plain, _), (told, parts) = losses[0][0], losses[1][0]
+    assert float((told - plain).detach()) == pytest.approx(3.0 * parts["real_pose"], rel=1e-3)
+    m = losses[1][1]
+    torch.manual_seed(6)
+    m.make(m.maker, m.draw_views(real.others))  # the same draws as before
+    found = m.critic.read(m.critic.trunk(m.disturbed(real.pictures)))[0]
+    wanted = (1 - torch.cos(torch.atan2(found[:, 1], found[:, 0]) - real.angles[:, 0])).mean()
+    assert parts["real_pose"] == pytest.approx(float(wanted.detach()), rel=1e-3)
+
+
+def test_objects_start_as_the_ellipsoid_that_is_set() -> None:
+    m = method(start=(0.2, 0.3, 0.4), start_lr_scale=10.0, background_lr_scale=0.1)
+    torch.testing.assert_close(m.maker.base.exp(), torch.tensor([0.2, 0.3, 0.4]))
+    groups = m.players()["maker"].build_optimizer().param_groups
+    fast = [p for group in groups if group["lr_scale"] == 10.0 for p in group["params"]]
+    assert len(fast) == 1 and fast[0] is m.maker.base
+    slow = sum(p.numel() for group in groups if group["lr_scale"] == 0.1 for p in group["params"])
+    assert slow == sum(p.numel() for p in m.maker.behind.parameters())
 
 
 def test_flips_mirror_estimates_with_their_pictures(tmp_path: Path) -> None:

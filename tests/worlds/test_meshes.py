@@ -227,6 +227,34 @@ def test_faces_without_area_are_dropped_and_what_holds_nothing_is_refused(tmp_pa
     assert len(read_mesh(path).faces) == 2
 
 
+def test_materials_without_a_picture_give_their_colour(tmp_path: Path) -> None:
+    corners = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\n"
+    (tmp_path / "two.mtl").write_text("newmtl red\nKd 1 0 0.2\nnewmtl silent\n")
+    (tmp_path / "two.obj").write_text(f"mtllib two.mtl\n{corners}usemtl red\nf 1 2 3\nf 1 3 4\nusemtl silent\nf 2 3 4\n")
+    found = read_mesh(tmp_path / "two.obj")
+    used = sorted(found.colours[face].mean(0).tolist() for face in found.faces)
+    np.testing.assert_allclose(used, [[0.7] * 3, [1, 0, 0.2], [1, 0, 0.2]], atol=0.01)
+    with_places = f"mtllib two.mtl\n{corners}vt 0 0\nusemtl red\nf 1/1 2/1 3/1\nf 1/1 3/1 4/1\n"
+    (tmp_path / "uv.obj").write_text(with_places)
+    np.testing.assert_allclose(read_mesh(tmp_path / "uv.obj").colours[0], [1, 0, 0.2], atol=0.01)
+
+
+CATALOGUE = Path("/usr/share/sweethome3d/furniture/BlendSwap-CC-0.sh3f")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CATALOGUE.exists(), reason="the Debian package sweethome3d-furniture is not installed")
+def test_the_furniture_of_sweet_home_3d_is_read(tmp_path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(CATALOGUE) as packed:
+        packed.extractall(tmp_path)
+    found = MeshFiles(tmp_path)
+    assert len(found) == 175 and not found.notes
+    some = [found.solid(number) for number in range(0, 175, 25)]
+    assert all(one.colours.std(0).max() > 0.01 or abs(float(one.colours[0, 0]) - 0.7) > 0.01 for one in some), "they have colours"
+
+
 def test_an_object_that_is_cut_off_still_has_its_truth() -> None:
     recipe = checked(dataclasses.replace(recipe_of("cars", "tiny"), reach=0.5))
     drawn = draw(recipe, [scenes.scene(recipe, 0, i) for i in range(3)])

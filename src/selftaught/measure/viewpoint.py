@@ -32,6 +32,12 @@ def azimuth_of(rotations: Any) -> Array:
     return np.arctan2(-r[..., 2, 0], r[..., 2, 2])
 
 
+def angles_of(rotations: Any) -> Array:
+    """Azimuth, elevation, roll (N, 3) of rotations (N, 3, 3)."""
+    r = np.asarray(rotations, np.float64)
+    return np.stack([azimuth_of(r), np.arcsin(np.clip(r[:, 2, 1], -1, 1)), np.arctan2(-r[:, 0, 1], r[:, 1, 1])], 1)
+
+
 def angle_between(first: Any, second: Any) -> Array:
     """Absolute differences of angles, in [0, pi]."""
     return np.abs((np.asarray(first) - np.asarray(second) + np.pi) % (2 * np.pi) - np.pi)
@@ -133,6 +139,25 @@ def azimuth_correlation(predicted: Any, true: Any) -> Score:
 def _correlation(rows: Array) -> float:
     spread = rows.std(0)
     return float(np.corrcoef(rows.T)[0, 1]) if spread.min() > 0 else 0.0
+
+
+def circular_correlation(predicted: Any, true: Any) -> Score:
+    """Correlation of azimuths (N,) all around the circle, where no direction is the middle: below 0 for a mirrored solution.
+
+    Sum over all pairs of sin(p_i - p_j) sin(t_i - t_j), over the root of the sums of both squares (Fisher and Lee 1983); offsets do not
+    matter.
+    """
+    both = np.stack([np.asarray(predicted, np.float64), np.asarray(true, np.float64)], 1)
+    baselines = {"mirrored": -_circular(both), "constant": 0.0}
+    return score_of(both, unit="correlation", statistic=_circular, baselines=baselines)
+
+
+def _circular(rows: Array) -> float:
+    """The sums over pairs from sums over pictures; 0 where one of the two does not vary."""
+    (ca, cb), (sa, sb) = np.cos(rows).T, np.sin(rows).T
+    top = (ca * cb).sum() * (sa * sb).sum() - (ca * sb).sum() * (sa * cb).sum()
+    spread = [len(rows) ** 2 - np.cos(2 * x).sum() ** 2 - np.sin(2 * x).sum() ** 2 for x in rows.T]
+    return float(4 * top / np.sqrt(spread[0] * spread[1])) if min(spread) > 1e-9 * len(rows) ** 2 else 0.0
 
 
 def rotation_scores(predicted: Any, true: Any) -> dict[str, Score]:

@@ -104,7 +104,10 @@ class MeshGenerator(nn.Module):
     ground: Tensor
     """(3,) logits of the background's mean colour."""
 
-    def __init__(self, px: int, rows: int, columns: int, codes: tuple[int, int, int], width: int, symmetric: bool, fov_rad: float):
+    def __init__(
+        self, px: int, rows: int, columns: int, codes: tuple[int, int, int], width: int, symmetric: bool, fov_rad: float,
+        start: tuple[float, float, float] = START,
+    ):  # fmt: skip
         super().__init__()
         if rows % 4 or columns % 4 or min(rows, columns) < 8 or px % 4:
             raise ValueError(f"{rows} rows, {columns} columns and {px} px must be multiples of 4, rows and columns from 8 on")
@@ -122,7 +125,7 @@ class MeshGenerator(nn.Module):
         self.axes = nn.Linear(codes[0], 3)
         self.paint = Decoder(codes[0] + codes[1], small, (2 * w, w + w // 2, w, w // 2), 3, True)
         self.behind = Decoder(codes[2], (4, 4), (w, w // 2), 3, False)
-        self.base = nn.Parameter(torch.tensor(START).log())
+        self.base = nn.Parameter(torch.tensor(start).log())
         self.centre = nn.Parameter(torch.zeros(3))
         with torch.no_grad():
             for name, value in self.named_parameters():  # starts near an ellipsoid before a plain background

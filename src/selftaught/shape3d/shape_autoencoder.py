@@ -57,8 +57,12 @@ class ShapeAutoencoderConfig(TrainConfig):
     """Weight of finding the codes of made pictures."""
     prior_weight: float = 0.01
     """Weight of the mean squared code of real pictures."""
+    tight_weight: float = 0.0
+    """Weight of the share of real pictures that objects cover: presses out what is painted like the background, which costs no error."""
     rough_weight: float = 20.0
     """Weight of the roughness of the surface."""
+    told_weight: float = 0.0
+    """Weight of finding the estimated azimuths of real pictures; with 0 estimates say alone from where made pictures are seen."""
     spread_weight: float = 0.02
     """Weight of the hypotheses being used alike, over a batch of real pictures."""
 
@@ -168,7 +172,8 @@ class ShapeAutoencoder(Method):
 
     def begin(self, images: Any, run_dir: Path, say: Any) -> None:
         """Estimate the viewpoints of all pictures once (poses.npy): made pictures are seen from those, hypotheses divide their azimuths."""
-        self.angles = estimated_angles(run_dir / "poses.npy", images, self.generator.given["pose"].viewpoint, say)
+        pose = self.generator.given["pose"]
+        self.angles = estimated_angles(run_dir / "poses.npy", images, pose.viewpoint, say, self.maker.symmetric)
         self.encoder.divide(self.angles[:, 0])
 
     def players(self) -> dict[str, Player]:
@@ -183,8 +188,9 @@ class ShapeAutoencoder(Method):
         flips = (draws.rand(B, 2) < 0.5) & torch.tensor(self.maker.symmetric)
         pictures = torch.where(flips[:, :1, None, None], pictures.flip(3), pictures)
         known = torch.from_numpy(self.angles)
+        angles = mirrored_angles(known[torch.from_numpy(indices)], flips[:, 0])
         others = mirrored_angles(known[draws.randint(len(known), B)], flips[:, 1])
-        return Real(pictures, others, others + self.generator.config.pose_noise_rad * draws.randn(B, 3))
+        return Real(pictures, angles, others + self.generator.config.pose_noise_rad * draws.randn(B, 3))
 
     def loss(self, batch: Real, player: str, progress: Progress) -> tuple[Tensor, Parts]:
         c = self.config
@@ -197,21 +203,25 @@ class ShapeAutoencoder(Method):
             return torch.stack([part.sum() for part in found]).sum(), {}  # the loop undoes the step, the renderer would refuse it
         first, second = (Found(*(part[rows] for part in found)) for rows in (slice(0, len(z)), slice(len(z), None)))
         total, parts = self.recognition(first, z, views)
-        errors, sure, points = self.reconstruction(second, batch.pictures)
+        errors, covers, sure, points = self.reconstruction(second, batch.pictures)
         share = min(progress.frac / max(c.made_frac, 1e-9), 1.0)
+        if c.told_weight:
+            pose, which = self.azimuth_error(second, batch.angles)
+            total = total + c.told_weight * (pose + 0.2 * which)
+            parts["told"] = float(pose.detach())
         rough = self.maker.roughness(points).mean()
         prior = second.codes.square().mean()
         used = (sure.mean(0) - 1 / sure.shape[1]).abs().mean()
-        total = total + share * (c.real_weight * (sure * errors).sum(1).mean() + c.spread_weight * used)
+        parts["error"] = float(errors.detach().amin(1).mean())
+        errors = c.real_weight * errors + c.tight_weight * covers
+        total = total + share * ((sure * errors).sum(1).mean() + c.spread_weight * used)
         total = total + c.rough_weight * rough + c.prior_weight * prior
-        parts |= {"error": float(errors.detach().amin(1).mean()), "rough": float(rough.detach()), "prior": float(prior.detach())}
+        parts |= {"covers": float(covers.detach().mean()), "rough": float(rough.detach()), "prior": float(prior.detach())}
         return total, parts | {"sure": float(sure.detach().amax(1).mean())}
 
     def recognition(self, found: Found, z: Tensor, views: Views) -> tuple[Tensor, Parts]:
         """Made pictures: codes, the hypothesis nearest to the viewpoint, its error, place and light."""
-        with torch.no_grad():
-            away = views.angles[:, :1] - self.encoder.centres
-            nearest = torch.atan2(away.sin(), away.cos()).abs().argmin(1)
+        nearest = self.nearest(views.angles)
         chosen = found.angles[torch.arange(len(z)), nearest]
         pose = (pose_vector(chosen) - pose_vector(views.angles)).square().sum(1).mean() / 2
         which = functional.cross_entropy(found.logits, nearest)
@@ -220,15 +230,27 @@ class ShapeAutoencoder(Method):
         parts = {"pose": float(pose.detach()), "which": float(which.detach()), "codes": float(codes.detach())}
         return 5 * pose + 0.2 * which + self.config.code_weight * codes + rest, parts
 
-    def reconstruction(self, found: Found, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Real pictures: errors (B, K) of the hypotheses, their probabilities (B, K), and points (B, V, 3)."""
+    @torch.no_grad()
+    def nearest(self, angles: Tensor) -> Tensor:
+        """(B,) which hypothesis is for angles (B, 3)."""
+        away = angles[:, :1] - self.encoder.centres
+        return torch.atan2(away.sin(), away.cos()).abs().argmin(1)
+
+    def azimuth_error(self, found: Found, angles: Tensor) -> tuple[Tensor, Tensor]:
+        """1 - cosine of the right hypothesis and the azimuth of angles (B, 3), and the cross-entropy of which is right."""
+        nearest = self.nearest(angles)
+        chosen = found.angles[torch.arange(len(angles)), nearest, 0]
+        return (1 - (chosen - angles[:, 0]).cos()).mean(), functional.cross_entropy(found.logits, nearest)
+
+    def reconstruction(self, found: Found, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Real pictures: errors of the hypotheses, what they cover, and their probabilities, all (B, K); and points (B, V, 3)."""
         K = found.logits.shape[1]
         solids = self.maker(found.codes)
         many = Solids(*(part.repeat_interleave(K, 0) for part in solids))
         views = Views(found.angles.flatten(0, 1), found.shift.repeat_interleave(K, 0), found.light.repeat_interleave(K, 0))
-        seen = self.maker.render(many, views).image
-        errors = picture_error(seen, pictures.repeat_interleave(K, 0)).reshape(-1, K)
-        return errors, found.logits.softmax(1), solids.points
+        seen = self.maker.render(many, views)
+        errors = picture_error(seen.image, pictures.repeat_interleave(K, 0)).reshape(-1, K)
+        return errors, seen.mask.mean((1, 2)).reshape(-1, K), found.logits.softmax(1), solids.points
 
     @torch.no_grad()
     def explained(self, images: Tensor) -> tuple[Solids, Views, Rendering]:

@@ -29,10 +29,11 @@ from torch.nn import functional
 from selftaught.core import draws
 from selftaught.core.atomic import replacing
 from selftaught.measure.score import Score
-from selftaught.measure.viewpoint import azimuth_of
+from selftaught.measure.viewpoint import angles_of
 from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, TrainConfig
 from selftaught.nets.renderer import rotation_from_angles
 from selftaught.shape3d.mesh_generator import (
+    START,
     MeshGenerator,
     Solids,
     Views,
@@ -43,6 +44,9 @@ from selftaught.shape3d.mesh_generator import (
     thinness,
 )
 from selftaught.shape3d.solid_scores import generator_scores
+
+PLANE_RAD, PLANE_SURE = 0.05, 0.5
+"""Planes of symmetry nearer to azimuth 0 are left where they are, and those that pictures agree less on."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,19 @@ class ShapeGANConfig(TrainConfig):
     """Whether the discriminator is told the viewpoint; without that mirrored solutions are found."""
     pose_noise_rad: float = math.radians(2)
     """Deviation that is added to the viewpoints of made pictures."""
+    all_sides: bool = False
+    """Whether objects are seen from all around: the discriminator is then told the viewpoint in more detail."""
+    azimuth_error_rad: float = 0.0
+    """Deviation of the azimuths that made pictures are seen from around those that the discriminator is told, as large as the errors of
+    the estimates."""
+    elevation: tuple[float, float] = (0.0, 0.0)
+    """Least and most that the camera of made pictures stands higher than estimates say, in radians: for estimates of the azimuth alone."""
+    start: tuple[float, float, float] = START
+    """Half axes of the ellipsoid that objects are at first: to the side, upwards and to the front, in half heights of the picture."""
+    start_lr_scale: float = 1.0
+    """Learning rate of those half axes, as a multiple of the generator's."""
+    background_lr_scale: float = 1.0
+    """The same for the networks of the background: where it learns too well, it shows what belongs to objects."""
     shift: float = 0.02
     """Deviation of the object's place in made pictures, in half heights."""
     ambient: tuple[float, float] = (0.20, 0.45)
@@ -89,6 +106,9 @@ class ShapeGANConfig(TrainConfig):
     """The gradient penalty is computed every so many steps, and counts so many times."""
     pose_weight: float = 2.0
     """Weight of reading the viewpoint off made pictures, for the generator; 5 for the discriminator."""
+    real_pose_weight: float = 0.0
+    """Weight of reading the estimated azimuth off real pictures, for the discriminator: the generator then has to show what real pictures
+    of a viewpoint show, not only what can be told apart."""
     code_weight: float = 0.5
     """Weight of reading the codes of shape and texture off made pictures."""
     rough_weight: float = 5.0
@@ -121,8 +141,9 @@ class Real(NamedTuple):
 class Critic(nn.Module):
     """Realism of pictures of known viewpoint, and what can be read off them: viewpoint and codes."""
 
-    def __init__(self, px: int, width: int, codes: int):
+    def __init__(self, px: int, width: int, codes: int, all_sides: bool = False):
         super().__init__()
+        self.all_sides = all_sides
         layers: list[nn.Module] = []
         channels = 3
         for k in range(int(math.log2(px)) - 2):
@@ -132,7 +153,7 @@ class Critic(nn.Module):
         self.trunk = nn.Sequential(*layers, nn.Flatten())
         self.realism = nn.Sequential(nn.Linear(16 * channels, 128), nn.LeakyReLU(0.2))
         self.logit = nn.Linear(128, 1)
-        self.pose = nn.Linear(5, 128, bias=False)
+        self.pose = nn.Linear(8 if all_sides else 5, 128, bias=False)
         # Apart from realism: the penalty on its gradient would flatten what is read off as well.
         self.reader = nn.Sequential(nn.Linear(16 * channels, 96), nn.LeakyReLU(0.2), nn.Linear(96, 4 + codes))
 
@@ -142,8 +163,10 @@ class Critic(nn.Module):
         logits: Tensor = self.logit(x).float()[:, 0]
         if angles is not None:
             a = angles[:, 0]
-            told = torch.stack([1.4 * a.sin(), (2 * a).sin(), a.cos(), 4 * angles[:, 1], 4 * angles[:, 2]], 1)
-            logits = logits + (x * self.pose(told)).float().sum(1) / math.sqrt(x.shape[1])
+            told = [1.4 * a.sin(), (2 * a).sin(), a.cos(), 4 * angles[:, 1], 4 * angles[:, 2]]
+            if self.all_sides:  # whether the object lies across the picture is even in the azimuth and the same from behind
+                told += [(2 * a).cos(), (3 * a).sin(), (3 * a).cos()]
+            logits = logits + (x * self.pose(torch.stack(told, 1))).float().sum(1) / math.sqrt(x.shape[1])
         return logits
 
     def read(self, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,15 +205,34 @@ def kept_array(path: Path, shape: tuple[int, ...], make: Callable[[], np.ndarray
     return found
 
 
-def estimated_angles(path: Path, images: Any, viewpoint: Any, say: Any) -> np.ndarray[Any, Any]:
-    """Azimuth, elevation, roll (N, 3) float32 of all pictures as `viewpoint` estimates them; kept in a file."""
+def mirror_plane(azimuth: np.ndarray[Any, Any], mirrored: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Azimuth in (-pi/2, pi/2] from which symmetric objects look like their mirror images, and how surely, from 0 to 1.
+
+    azimuth (N,) of pictures and mirrored (N,) of their mirror images, in a frame whose front is anywhere: if the plane lies at o, a picture
+    at o + a becomes one at o - a, so that their sum is 2 o for all. Front and back cannot be told apart.
+    """
+    both = np.exp(1j * (azimuth + mirrored)).mean()
+    return float(np.angle(both)) / 2, float(np.abs(both))
+
+
+def estimated_angles(path: Path, images: Any, viewpoint: Any, say: Any, symmetric: bool = False) -> np.ndarray[Any, Any]:
+    """Azimuth, elevation, roll (N, 3) float32 of all pictures as `viewpoint` estimates them; kept in a file.
+
+    Those of `symmetric` objects are measured from their plane of symmetry, unless the pictures and their mirror images show none.
+    """
+
+    def seen(mirrored: bool) -> np.ndarray[Any, Any]:
+        parts = np.array_split(np.arange(len(images)), -(-len(images) // 64))
+        pictures = (images.batch(rows).float() / 255 for rows in parts)
+        return angles_of(np.concatenate([viewpoint(x.flip(3) if mirrored else x).double().numpy() for x in pictures]))
 
     def make() -> np.ndarray[Any, Any]:
-        parts = np.array_split(np.arange(len(images)), -(-len(images) // 64))
-        rotations = np.concatenate([viewpoint(images.batch(rows).float() / 255).double().numpy() for rows in parts])
-        elevation = np.arcsin(np.clip(rotations[:, 2, 1], -1, 1))
-        roll = np.arctan2(-rotations[:, 0, 1], rotations[:, 1, 1])
-        found = np.stack([azimuth_of(rotations), elevation, roll], 1)
+        found = seen(False)
+        if symmetric:
+            plane, sure = mirror_plane(found[:, 0], seen(True)[:, 0])
+            used = sure > PLANE_SURE and abs(plane) > PLANE_RAD
+            say(f"the plane of symmetry lies at {math.degrees(plane):.1f} degrees of azimuth ({sure:.2f} sure)" + ", now at 0" * used)
+            found[:, 0] = (found[:, 0] - plane * used + math.pi) % (2 * math.pi) - math.pi
         spread = ", ".join(f"{x:.0f}" for x in np.rad2deg(found.std(0)))
         say(f"viewpoints were estimated; deviations of azimuth, elevation, roll: {spread} degrees")
         return found
@@ -234,9 +276,9 @@ class ShapeGAN(Method):
             raise ValueError(f"px is {c.px}; it must be a power of two from 8 on")
         self.image_px = c.image_px
         codes = (c.shape_code, c.texture_code, c.background_code)
-        self.maker = MeshGenerator(c.px, c.rows, c.columns, codes, c.width, c.symmetric, c.fov_rad)
+        self.maker = MeshGenerator(c.px, c.rows, c.columns, codes, c.width, c.symmetric, c.fov_rad, c.start)
         self.average = EMA(self.maker)
-        self.critic = Critic(c.px, c.critic_width, c.shape_code + c.texture_code)
+        self.critic = Critic(c.px, c.critic_width, c.shape_code + c.texture_code, c.all_sides)
         self.angles: np.ndarray[Any, Any] | None = None
 
     @property
@@ -248,16 +290,17 @@ class ShapeGAN(Method):
 
     def begin(self, images: Any, run_dir: Path, say: Any) -> None:
         """Find, once, the viewpoints of all pictures (poses.npy) and the mean colour of their borders (border.npy) for the backgrounds."""
-        self.angles = estimated_angles(run_dir / "poses.npy", images, self.given["pose"].viewpoint, say)
+        self.angles = estimated_angles(run_dir / "poses.npy", images, self.given["pose"].viewpoint, say, self.config.symmetric)
         rim = torch.from_numpy(kept_array(run_dir / "border.npy", (3,), lambda: border_colour(images), say))
         for maker in (self.maker, self.averaged):
             maker.ground.copy_(torch.logit(rim.clamp(0.02, 0.98)))
 
     def players(self) -> dict[str, Player]:
         c = self.config
+        scales = {"base": c.start_lr_scale, "behind": c.background_lr_scale}
         return {
             "critic": self.main_player(self.critic, lr=c.lr * c.critic_lr_frac, betas=(0.0, 0.95), final_lr_frac=0.1),
-            "maker": self.main_player(self.maker, betas=(0.0, 0.95), final_lr_frac=0.1),
+            "maker": self.main_player(self.maker, betas=(0.0, 0.95), final_lr_frac=0.1, lr_scales=scales),
         }
 
     def prepare(self, images: Tensor, indices: np.ndarray[Any, Any]) -> Real:
@@ -282,8 +325,12 @@ class ShapeGAN(Method):
         return functional.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
 
     def draw_views(self, angles: Tensor) -> Views:
-        """The rest of what a view needs: place and light."""
+        """The rest of what a view needs: place and light; and what the discriminator is not told of the viewpoint."""
         c = self.config
+        if c.azimuth_error_rad or any(c.elevation):
+            away = draws.randn(len(angles)) * c.azimuth_error_rad
+            above = c.elevation[0] + (c.elevation[1] - c.elevation[0]) * draws.rand(len(angles))
+            angles = angles + torch.stack([away, above, torch.zeros_like(away)], 1)
         shift = c.shift * draws.randn(len(angles), 2)
         return Views(angles, shift, draw_lights(len(angles), c.ambient, c.diffuse, c.light_spread))
 
@@ -307,18 +354,24 @@ class ShapeGAN(Method):
         """Logistic loss with R1, and reading viewpoint and codes off made pictures."""
         c = self.config
         with torch.no_grad():
-            z, _, seen = self.make(self.maker, self.draw_views(batch.others))
+            views = self.draw_views(batch.others)
+            z, _, seen = self.make(self.maker, views)
         told = (batch.angles, batch.others) if c.pose_conditioning else (None, None)
         reals = self.disturbed(batch.pictures).requires_grad_()
         penalised = progress.step % c.r1_every == 0
         with torch.autocast(reals.device.type, enabled=torch.is_autocast_enabled(reals.device.type) and not penalised):
-            real = self.critic.judge(self.critic.trunk(reals), told[0])
+            seen_real = self.critic.trunk(reals)
+            real = self.critic.judge(seen_real, told[0])
         features = self.critic.trunk(self.disturbed(seen.image))
         made = self.critic.judge(features, told[1])
         total = functional.softplus(made).mean() + functional.softplus(-real).mean()
-        pose, codes = self.reading(features, z, batch.others)
+        pose, codes = self.reading(features, z, views.angles)
         total = total + 5 * pose + c.code_weight * codes
         parts = {"real": float((real.detach() > 0).float().mean()), "made": float((made.detach() < 0).float().mean())}
+        if c.real_pose_weight:
+            known = (self.critic.read(seen_real)[0][:, :2] - pose_vector(batch.angles)[:, :2]).square().sum(1).mean() / 2
+            total = total + c.real_pose_weight * known
+            parts["real_pose"] = float(known.detach())
         if penalised:
             (slope,) = torch.autograd.grad(real.sum(), reals, create_graph=True)
             penalty = slope.square().sum((1, 2, 3)).mean()
@@ -333,7 +386,7 @@ class ShapeGAN(Method):
         with held(self.critic):
             features = self.critic.trunk(self.disturbed(seen.image))
             made = self.critic.judge(features, batch.others if c.pose_conditioning else None)
-            pose, codes = self.reading(features, z, batch.others)
+            pose, codes = self.reading(features, z, views.angles)
         covered = seen.mask.mean((1, 2))
         beyond = (c.area[0] - covered).clamp_min(0) + (covered - c.area[1]).clamp_min(0)
         terms = {

@@ -11,11 +11,14 @@ import numpy as np
 import torch
 
 from selftaught.measure.mesh import in_unit_cube, shape_scores
+from selftaught.measure.patches import patch_kid
 from selftaught.measure.score import Score, score_of
 from selftaught.measure.viewpoint import (
+    angles_of,
     azimuth_correlation,
     azimuth_of,
     azimuth_scores,
+    circular_correlation,
     common_frame,
     halves,
     rotation_scores,
@@ -27,6 +30,8 @@ Array = np.ndarray
 Surface = tuple[Array, Array]
 FEWEST_SCORED = 8
 """Fewest test pictures with known viewpoints that are scored."""
+FEWEST_COMPARED = 50
+"""Fewest test pictures that made ones are compared with."""
 SHAPES = 40
 """True shapes that made ones are held against."""
 
@@ -46,6 +51,7 @@ def pose_scores(method: Any, data: EvalData) -> tuple[dict[str, Score], Array | 
     found, fresh = (viewpoints_of(one, data.test) for one in (method, method.untrained(data.seed)))
     scores = azimuth_scores(azimuth_of(found), azimuth_of(true), data.seed) | rotation_scores(found, true)
     scores["azimuth_correlation"] = azimuth_correlation(azimuth_of(found), azimuth_of(true))
+    scores["circular_correlation"] = circular_correlation(azimuth_of(found), azimuth_of(true))
     other = azimuth_scores(azimuth_of(fresh), azimuth_of(true), data.seed)
     scores["azimuth_median_deg"].baselines["untrained"] = other["azimuth_median_deg"].value
     fit = halves(len(true))[0]
@@ -88,7 +94,37 @@ def generator_scores(method: Any, data: EvalData) -> dict[str, Score]:
         scores["spread"] = width_spread(points, truths)
     if data.test.has_masks:
         scores["area_error"] = area_error(method, data, solids)
+    if len(data.test) >= FEWEST_COMPARED:
+        scores["patch_kid"] = likeness(method, data)
     return scores
+
+
+def likeness(method: Any, data: EvalData) -> Score:
+    """KID of made pictures on features of patches that were learned from the real ones (`measure.patches`).
+
+    Made pictures are seen from where the method says that the real ones are. Baselines: the untrained generator; real ones with real ones.
+    """
+    from selftaught.shape3d.mesh_generator import Solids, Views, draw_lights
+
+    count, c = len(data.test), method.config
+    real = method.reduced(data.test.images.batch(np.arange(count)).float() / 255)
+    angles = torch.from_numpy(angles_of(viewpoints_of(method, data.test))).float()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(data.seed)
+        views = Views(angles, torch.zeros(count, 2), draw_lights(count, c.ambient, c.diffuse, c.light_spread))
+
+    @torch.no_grad()
+    def pictures(one: Any) -> torch.Tensor:
+        solids, parts = one.sample(count, data.seed), []
+        for rows in torch.arange(count).split(64):
+            parts.append(one.maker.render(Solids(*(x[rows] for x in solids)), Views(*(x[rows] for x in views))).image)
+        return torch.cat(parts).clamp(0, 1)
+
+    made = {"made": pictures(method), "untrained": pictures(method.untrained(data.seed))}
+    found = patch_kid(real, made)
+    beside = {"untrained": found["untrained"], "real pictures": found["real"]}
+    note = "features learned from the test pictures"
+    return score_of(found["made"], better="lower", unit="squared distance", baselines=beside, note=note)
 
 
 def autoencoder_scores(method: Any, data: EvalData) -> dict[str, Score]:

@@ -104,10 +104,18 @@ def _framed(points: np.ndarray, faces: np.ndarray, colours: np.ndarray) -> Solid
 
 
 def _colours(part: Any) -> np.ndarray:
-    """(V, 3) in [0, 1] of a part; grey where it has none, or where its texture is missing."""
+    """(V, 3) in [0, 1] of a part: of its texture, its vertices or its material; grey where it has none, or where its texture is missing."""
+    import trimesh
+
     grey = np.full((len(part.vertices), 3), _GREY)
     try:
-        visual = part.visual if part.visual.kind != "texture" else part.visual.to_color()
+        visual = part.visual
+        if visual.kind == "texture" and (visual.uv is None or getattr(visual.material, "image", True) is None):
+            one = np.asarray(visual.material.main_color, np.float64)
+            # What trimesh makes up for a material that says nothing, or whose file is missing.
+            unset = (one == trimesh.visual.color.DEFAULT_COLOR).all()
+            return grey if unset else np.broadcast_to(one[:3] / 255, grey.shape)
+        visual = visual if visual.kind != "texture" else visual.to_color()
         rgba = np.asarray(visual.vertex_colors, np.float64)
     except Exception:  # a texture that is missing, broken, or of another kind than its coordinates
         return grey
