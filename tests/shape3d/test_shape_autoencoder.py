@@ -41,8 +41,9 @@ def generator(seed: int = 0) -> ShapeGAN:
 def method(made: ShapeGAN, **changes: Any) -> ShapeAutoencoder:
     torch.manual_seed(1)
     found = ShapeAutoencoder(dataclasses.replace(TINY, **changes), {"generator": made})
-    found.encoder.divide(np.linspace(-0.8, 0.8, 100))
-    found.angles = np.stack([np.linspace(-0.8, 0.8, 100), np.zeros(100), np.zeros(100)], 1).astype(np.float32)
+    azimuths = np.linspace(-0.8, 0.8, 300)  # as many as pictures, at most
+    found.encoder.divide(azimuths)
+    found.angles = np.stack([azimuths, np.zeros(300), np.zeros(300)], 1).astype(np.float32)
     return found
 
 
