@@ -36,6 +36,7 @@ CONTROLS: dict[str, list[str]] = {
     "holes of tiles": ["hole=tiles"],
     "no least area": ["least_weight=0"],
     "no binarisation": ["binary_weight=0"],
+    "the paper's binarisation": ["binary_weight=12.5"],
     "no masks to hold to": ["anchor_weight=0"],
 }
 INPAINTER = ["image_px=96", "mask_frac=0.5", "norm_pixels=false", "block_prob=1", "seen_weight=0.3"]

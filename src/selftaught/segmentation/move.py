@@ -203,7 +203,7 @@ class Move(Method):
         "small": MoveConfig(
             image_px=96, batch_size=32, steps=400, lr=1e-3, weight_decay=0.0, head_reduce=64, head_least=16, head_shallow=8, head_stride=2,
             head_rim=True, disc_width=32, disc_px=48, disc_lr_frac=2.0, jitter=0.1, crop_min=1.0, init="cut", anchor_weight=1.0,
-            adversarial_weight=0.2, ema=0.99, hole="pixels",
+            adversarial_weight=0.2, binary_weight=1.0, ema=0.99, hole="pixels",
         ),
         "paper": MoveConfig(
             image_px=224, batch_size=32, steps=13_200, lr=2e-4, weight_decay=0.0, warmup_frac=0.0, layer="penultimate",
@@ -213,7 +213,7 @@ class Move(Method):
     small_px32 = MoveConfig(
         image_px=32, batch_size=32, steps=1000, lr=1e-3, weight_decay=0.0, head_reduce=64, head_least=16, head_shallow=8, head_rim=True,
         disc_width=32, disc_lr_frac=2.0, jitter=0.1, crop_min=1.0, init="cut", anchor_weight=1.0, adversarial_weight=0.2,
-        ema=0.99, hole="pixels",
+        binary_weight=1.0, ema=0.99, hole="pixels",
     )  # fmt: skip
     config: MoveConfig
     right: Tensor
