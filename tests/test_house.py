@@ -25,6 +25,8 @@ FUNCTION_LINES = 60
 FILE_LINES = 500
 CACHES = {"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis"}
 SKIPPED_FOLDERS = {".git", ".venv", "runs", "build", "dist", *CACHES}
+ROOMS = ("representation", "segmentation", "control", "shape3d")
+DRAWS = {"rand", "randn", "randint", "randperm", "bernoulli", "normal", "multinomial"}
 VAGUE_NAMES = ("utils.py", "util.py", "helpers.py", "helper.py", "common.py")
 
 
@@ -142,6 +144,19 @@ def _is_torch(node: ast.expr) -> bool:
 
 def _is_false(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is False
+
+
+def test_rooms_draw_by_the_share_of_each_process() -> None:
+    """`core.draws` (or a generator) in the trainings: with torch's own every process draws the same numbers for other pictures."""
+    wrong = []
+    for path in (path for path in modules() if path.relative_to(SOURCE).parts[0] in ROOMS):
+        calls = [node for node in nodes(path) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+        weights = {id(part) for node in calls if node.func.attr == "Parameter" for part in ast.walk(node)}
+        for node in calls:
+            if _is_torch(node.func.value) and node.func.attr in DRAWS and id(node) not in weights:
+                if not any(k.arg == "generator" for k in node.keywords):
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node.func)}")
+    assert not wrong, wrong
 
 
 def test_no_error_is_swallowed_and_nothing_is_left_unfinished() -> None:

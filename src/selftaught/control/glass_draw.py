@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from selftaught.control.glass_figure import corners, cut, paste
 from selftaught.control.glass_gma import Agents
 from selftaught.control.glass_lma import Drawn, LocalLoss, compared, lma_losses
+from selftaught.core import draws
 from selftaught.method import Parts
 
 
@@ -36,7 +37,7 @@ def local_loss(model: Any, agents: Agents, real: int, temperature: float, other:
     before = canvases if other is None else torch.cat([other, canvases[:, other.shape[1] :]], 1)
     vectors = q.vectors.unflatten(0, (B, T - 1))
     told = lma.slow is not None and c.w_code and c.actions == "learned"
-    probe = Probe(states[:, 0], canvases[:, 0], torch.randint(c.codes, (B,), device=canvases.device)) if told else None
+    probe = Probe(states[:, 0], canvases[:, 0], draws.randint(c.codes, B).to(canvases.device)) if told else None
     drawn, seen, own, tried = unroll(model, before, states if other is None else None, agents.shifts, vectors, real, probe)
     both = compared(canvases[:, 1:], before[:, :-1], agents.moved, drawn, seen, (states[:, 1:], own), real)
     losses = lma_losses(both)
@@ -109,12 +110,12 @@ def swapped(model: Any, batch: Tensor, agents: Agents, real: int) -> Tensor | No
         return None
     B, T, R = *batch.shape[:2], min(real, agents.masks.shape[1])
     here = torch.cat([agents.foregrounds, agents.masks], 2)[:, :R]
-    others = batch[torch.arange(B)[:, None], torch.randint(T, (B, R))].flatten(0, 1)
+    others = batch[torch.arange(B)[:, None], draws.randint(T, B, R)].flatten(0, 1)
     m = model.gma.masks(others)
     look = cut(torch.cat([m * others, m], 1), corners(m, side), side)
     own = here.flatten(0, 1)
     put = paste(look, corners(own[:, 3:], side), torch.zeros_like(own)).unflatten(0, (B, R))
-    return torch.where((torch.rand(B, R) < c.swap_frac).to(batch.device)[..., None, None, None], put, here)
+    return torch.where((draws.rand(B, R) < c.swap_frac).to(batch.device)[..., None, None, None], put, here)
 
 
 def foreground_perceptual(model: Any, both: LocalLoss) -> Tensor:
