@@ -36,7 +36,16 @@ from selftaught.data.sources import open_data
 from selftaught.evaluate import evaluate
 from selftaught.learn_clips import METHOD, configs_of, first_configs, keep_plan, report_clips
 from selftaught.learn_clips import SHARES as CLIP_SHARES
-from selftaught.learn_objects import NEEDS, RULES, SHARES, STAGE_METHODS, first_config, keep_better, objects_of, refuse_misfit, side_by_side
+from selftaught.learn_objects import (
+    NEEDS,
+    SHARES,
+    STAGE_METHODS,
+    first_config,
+    keep_better,
+    objects_of,
+    refuse_misfit,
+    side_by_side,
+)
 from selftaught.loading import load
 from selftaught.method import Method, Progress, TrainConfig
 from selftaught.registry import load_class

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from selftaught.core.config import from_json, read_json, to_json, write_json
+from selftaught.core.config import read_json, write_json
 from selftaught.core.errors import ConfigError, suggest
 from selftaught.data.cache import ImageSet
 from selftaught.loading import OBJECT_PARTS, load_method, to_square
@@ -52,10 +52,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """What differs from the settings of the size; those of the inpainter are the ones on MOVE's page."""
 CRITERIA = (
-    ("stability", "Stability", "How alike the masks of a picture and of its mirrored and cropped copy are, above what masks of two different "
-     "pictures have in common: 1 is the same, 0 is chance."),
-    ("told_apart", "Moved objects that were recognised", "In how many pictures a small classifier tells the object that was moved from the one "
-     "that was put back where it was. A half is chance, and means that the moved object looks real. Lower is better."),
+    ("stability", "Stability", "How alike the masks of a picture and of its mirrored and cropped copy are, above what masks of two "
+     "different pictures have in common: 1 is the same, 0 is chance."),
+    ("told_apart", "Moved objects that were recognised", "In how many pictures a small classifier tells the object that was moved from "
+     "the one that was put back where it was. A half is chance, and means that moved objects look real. Lower is better."),
     ("with_object", "Pictures with an object", "Where the mask covers between 2 and 90 % of the picture."),
 )  # fmt: skip
 
@@ -140,7 +140,8 @@ def side_by_side(out: Path) -> SideBySide:
 
     @torch.no_grad()
     def compare(shown: Sequence[FoundObject], everything: Sequence[FoundObject]) -> Comparison:
-        move, nets = load_method(out / "move"), {name: load_method(out / part) for name, part in OBJECT_PARTS.items()}
+        move: Any = load_method(out / "move")
+        nets: dict[str, Any] = {name: load_method(out / part) for name, part in OBJECT_PARTS.items()}
         squares = torch.stack([to_square(torch.from_numpy(f.picture).permute(2, 0, 1).float() / 255, move.config.image_px) for f in shown])
         pictures = [f.picture for f in shown]
         by_net = {name: segment_all(net, pictures) for name, net in nets.items()}

@@ -240,7 +240,9 @@ def objects_part(run: Path) -> str:
         return OBJECT_PARTS["cut"]
     chosen = read_json(path).get("chosen")
     if chosen not in tuple(OBJECT_PARTS):
-        raise RunError(f"{path} is damaged.", expected="what `selftaught learn` writes", do="Delete it and repeat the command: it is written again.")
+        raise RunError(
+            f"{path} is damaged.", expected="what `selftaught learn` writes", do="Delete it and repeat the command: it is written again."
+        )
     return OBJECT_PARTS[chosen]
 
 

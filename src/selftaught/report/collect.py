@@ -88,7 +88,10 @@ def collect(
         health=[verdict(title, curve) for title, curve in curves.items() if curve],
         scores=scores["scores"],
         data_summary=summary(images, test),
-        cost=Cost({COST_NAMES.get(k, k): v for k, v in seconds.items()}, peak_memory_gb, machine(), {"selftaught": __version__, "Python": platform.python_version()}),
+        cost=Cost(
+            {COST_NAMES.get(k, k): v for k, v in seconds.items()}, peak_memory_gb, machine(),
+            {"selftaught": __version__, "Python": platform.python_version()},
+        ),
         how_to_go_on=next_steps(run),
         why_empty={"scores": "; ".join(scores.get("notes", [])) or "no truth was found with the data"},
     )  # fmt: skip

@@ -14,13 +14,13 @@ from selftaught.report.pictures import Array, data_uri, fit, overlay
 
 NAMES = {"cut": "the cut", "move": "MOVE"}
 ABOUT = (
-    "Two rules gave the machine something to start from: the cut takes what differs from the rim of the picture, and MOVE takes what can be "
-    "moved a little while the picture still looks real. A network learned from the masks of each. Which network is kept was decided on {count} "
-    "of the pictures that were learned from, by a rule that stood before, without any truth."
+    "Two rules gave the machine something to start from: the cut takes what stands out in a picture, and MOVE, which starts from the cut, "
+    "takes what can be moved a little while the picture still looks real. A network learned from the masks of each. Which network is kept "
+    "was decided on {count} of the pictures that were learned from, by a rule that was fixed before, without any truth."
 )
 RULE = (
-    "Stability decides first; where both are equally stable, how seldom moved objects are recognised; where that says nothing either, the cut "
-    "is kept. ± is half of the 95 % interval of one figure; the rule compares the two on the same pictures, which is sharper."
+    "Stability decides first; where both are equally stable, how seldom moved objects are recognised; where that says nothing either, "
+    "the cut is kept. ± is half of the 95 % interval of one figure; the rule compares the two on the same pictures, which is sharper."
 )
 
 
