@@ -227,7 +227,7 @@ def test_what_cannot_be_is_refused_before_anything_is_learned(run: Path, tmp_pat
     monkeypatch.undo()
     odd = JOB.features_stage("simclr", None, "tiny", SAMPLE)
     monkeypatch.setattr(JOB, "features_stage", lambda *rest: JOB.replace(odd, config=JOB.replace(odd.config, image_px=36)))
-    with pytest.raises(ConfigError, match=r"patches of 8 px.*learned at 36 px"):
+    with pytest.raises(ConfigError, match=r"MOVE cannot be built .*image_px 36 is not a multiple of patch_px 8"):
         learn(SAMPLE, tmp_path / "run", size="tiny", objects="move", quiet=True)
     assert not list((tmp_path / "run").rglob("learn.json"))
 

@@ -55,7 +55,7 @@ def learn(
         seed: Seed of everything random.
         features: Method that learns the features.
         need: Use an already learned run, e.g. features=runs/dino.
-        objects: cut, move (MOVE as well; the better one, by measures without truth, is kept), auto: move from 30 minutes on.
+        objects: cut, move (both; the better one by measures without truth is kept), auto: move from 30 minutes on and at size paper.
     """
     check_data(data)
     check_features(features)

@@ -43,10 +43,9 @@ from selftaught.learn_objects import (
     first_config,
     keep_better,
     objects_of,
-    refuse_misfit,
     side_by_side,
 )
-from selftaught.loading import load
+from selftaught.loading import BUILD_ERRORS, load
 from selftaught.method import Method, Progress, TrainConfig
 from selftaught.registry import load_class
 from selftaught.report.collect import collect
@@ -120,7 +119,8 @@ def learn_pictures(
     """The job for pictures; returns the report."""
     size, seed, objects = asked["size"], asked["seed"], asked["objects"]
     learner = features_stage(asked["features"], given, size, data)
-    refuse_misfit(objects, learner.config, size, data)
+    if objects == "move":
+        refuse_misfit(learner, size, data)
     images = timed(seconds, "reading pictures", lambda: read_pictures(data, learner.config, quiet))
     for name in SHARES[objects]:
         stage = timed(seconds, "planning", lambda name=name: planned(name, asked, learner, data, images, out, quiet, seconds))
@@ -202,6 +202,15 @@ def features_stage(features: str, given: Path | None, size: str, data: Any) -> S
             do=f"selftaught train {features} DATA --out RUN --set weights=FILE, then learn with --need features=RUN.",
         )
     return Stage(features, config)
+
+
+def refuse_misfit(learner: Stage, size: str, data: Any) -> None:
+    """Raise ConfigError, before anything is learned, where MOVE or its inpainter cannot be built on features of this kind."""
+    parts = {n: Stage(STAGE_METHODS[n], first_config(n, learner.config.image_px, size, data)) for n in ("inpainter", "move")}
+    try:
+        untrained(parts["move"], {**parts, "features": learner})
+    except (*BUILD_ERRORS, ConfigError) as error:
+        raise ConfigError(f"MOVE cannot be built on these features ({learner.method}): {error}", do="Add --objects cut.") from error
 
 
 def planned(

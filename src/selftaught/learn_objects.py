@@ -78,18 +78,6 @@ def first_config(name: str, image_px: int, size: str, data: Any) -> Any:
     return replace(base_config(STAGE_METHODS[name], size, data), image_px=image_px, **SETTINGS[name])
 
 
-def refuse_misfit(objects: str, features: Any, size: str, data: Any) -> None:
-    """Raise ConfigError, before anything is learned, where no inpainter can be as large as the features."""
-    if objects != "move":
-        return
-    patch_px = base_config("mae", size, data).patch_px
-    if features.image_px % patch_px:
-        raise ConfigError(
-            f"MOVE's inpainter has patches of {patch_px} px, and the features were learned at {features.image_px} px.",
-            expected=f"a multiple of {patch_px}", do="Add --objects cut.",
-        )  # fmt: skip
-
-
 def keep_better(out: Path, images: ImageSet, quiet: bool) -> None:
     """Measure both ways on training pictures, decide, write objects.json and say so; what was decided stays decided."""
     if not (out / "objects.json").exists():

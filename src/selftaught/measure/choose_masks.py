@@ -107,7 +107,7 @@ def overlaps(masks: Tensor, seen: Tensor, begin: Tensor, found: Tensor) -> Array
 def described(features: Any, images: Tensor) -> Tensor:
     """Mean, deviation and largest value over the patches of the learned features: (B, 3, S, S) to (B, 3 D)."""
     places = features.features(images).flatten(2).float()
-    return torch.cat([places.mean(2), places.std(2), places.amax(2)], 1)
+    return torch.cat([places.mean(2), places.std(2, correction=0), places.amax(2)], 1)
 
 
 def told_apart(differences: Tensor) -> Array:
