@@ -154,8 +154,10 @@ def test_learn_passes_everything_on(job: dict[str, Any], capsys: pytest.CaptureF
     assert code == 0, err
     assert job["learn"] == (
         ("sample:things", "r"),
-        {"minutes": 2.5, "size": "tiny", "seed": 3, "features": "mae", "need": ("features=a", "b=c")},
+        {"minutes": 2.5, "size": "tiny", "seed": 3, "features": "mae", "need": ("features=a", "b=c"), "objects": "auto"},
     )
+    assert run(capsys, *args, "--objects", "move")[0] == 0 and job["learn"][1]["objects"] == "move"
+    assert run(capsys, *args, "--objects", "both")[0] == 2
 
 
 def test_train_passes_everything_on(job: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

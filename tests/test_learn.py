@@ -125,7 +125,8 @@ def test_the_same_call_again_learns_nothing_new(run: Path, no_onnx: None) -> Non
 
 
 @pytest.mark.parametrize(
-    ("changes", "text"), [({"seed": 1}, "seed=0"), ({"minutes": 3.0}, "minutes=None"), ({"features": "mae"}, "features='simclr'")]
+    ("changes", "text"), [({"seed": 1}, "seed=0"), ({"minutes": 3.0}, "minutes=None"), ({"features": "mae"}, "features='simclr'"),
+     ({"objects": "move"}, "objects='cut'")],
 )
 def test_another_job_in_the_folder_is_refused(run: Path, changes: dict[str, Any], text: str) -> None:
     before = stamps(run)
@@ -227,8 +228,8 @@ def test_features_that_took_too_long_shorten_the_masks(
 
     monkeypatch.setattr(JOB, "fit_minutes", fit)
     learner = JOB.features_stage("simclr", None, "tiny", SAMPLE)
-    asked = {"minutes": 10.0, "need": [], "size": "tiny", "seed": 0, "data": SAMPLE}
-    for name, spent in (("features", 0.0), ("masks", spent_min * 60), ("masks", 0.0)):
+    asked = {"minutes": 10.0, "need": [], "size": "tiny", "seed": 0, "data": SAMPLE, "objects": "cut"}
+    for name, spent in (("features", {}), ("masks", {"features": spent_min * 60}), ("masks", {})):
         JOB.planned(name, asked, learner, SAMPLE, None, tmp_path, True, spent)
     assert given == pytest.approx([4.8, left_min]), "and no training is planned twice"
 

@@ -43,8 +43,8 @@ def learn(
     size: Size = "small",
     seed: int = 0,
     features: Annotated[str, arg(metavar="METHOD")] = "simclr",
-    need: Need = (),
-) -> None:
+    need: Need = (), objects: Literal["auto", "cut", "move"] = "auto",
+) -> None:  # fmt: skip
     """Learn features and objects from a folder of pictures, and write a report. The same command again goes on.
 
     Args:
@@ -55,12 +55,13 @@ def learn(
         seed: Seed of everything random.
         features: Method that learns the features.
         need: Use an already learned run, e.g. features=runs/dino.
+        objects: cut, move (both; the better one by measures without truth is kept), auto: move from 30 minutes on and at size paper.
     """
     check_data(data)
     check_features(features)
     from selftaught.learn import learn as job
 
-    job(data, out, minutes=minutes, size=size, seed=seed, features=features, need=need)
+    job(data, out, minutes=minutes, size=size, seed=seed, features=features, need=need, objects=objects)
 
 
 def train(

@@ -18,7 +18,7 @@ from selftaught.data.clip_truth import ClipTest, open_clip_test
 from selftaught.data.evalset import open_eval
 from selftaught.data.field_sets import FieldSet, open_field_set
 from selftaught.data.sources import open_data
-from selftaught.loading import load_method, part_of, read_run
+from selftaught.loading import load_method, objects_part, part_of, read_run
 from selftaught.measure.baselines import centre_box, whole_image
 from selftaught.measure.box_rules import FoundBoxes, boxes_of
 from selftaught.measure.box_scores import detect_all, objects_all
@@ -57,7 +57,7 @@ def evaluate(
     run = Path(run)
     parts = [
         part
-        for part in ("features", "masks", "actions")
+        for part in ("features", objects_part(run), "actions")
         if (run / "learn.json").exists() and (run / part / "config.json").exists()
     ]
     scores: dict[str, Score] = {}

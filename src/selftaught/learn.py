@@ -2,6 +2,7 @@
 
     RUN/features/      a training of the room `representation`
     RUN/masks/         SelfMask: votes pseudo-masks from the features, then trains the mask network
+    RUN/inpainter/, move/, masks_move/, objects.json    with `objects=move`: MOVE as well, and which of both is kept (`learn_objects.py`)
     RUN/scores.json    where truth was found
     RUN/export/        COCO, YOLO, PNG masks, embeddings, ONNX
     RUN/report.html    what a person looks at
@@ -16,7 +17,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,16 @@ from selftaught.data.sources import open_data
 from selftaught.evaluate import evaluate
 from selftaught.learn_clips import METHOD, configs_of, first_configs, keep_plan, report_clips
 from selftaught.learn_clips import SHARES as CLIP_SHARES
-from selftaught.loading import load
+from selftaught.learn_objects import (
+    NEEDS,
+    SHARES,
+    STAGE_METHODS,
+    first_config,
+    keep_better,
+    objects_of,
+    side_by_side,
+)
+from selftaught.loading import BUILD_ERRORS, load
 from selftaught.method import Method, Progress, TrainConfig
 from selftaught.registry import load_class
 from selftaught.report.collect import collect
@@ -44,9 +54,6 @@ from selftaught.settings import base_config, open_items, parse_needs
 from selftaught.train import describe_data, is_path, train
 
 SCHEMA = 1
-SHARES = {"features": 0.48, "masks": 0.30}
-"""How `minutes` is divided; the rest is for reading, voting, scoring and the report."""
-MASKS = "selfmask"
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ def learn(
     seed: int = 0,
     features: str = "simclr",
     need: Sequence[str] = (),
+    objects: str = "auto",
     quiet: bool = False,
 ) -> Path:
     """Learn features and objects from unlabelled pictures and write a report; the same call again continues.
@@ -77,6 +85,8 @@ def learn(
         seed: seed of everything random.
         features: the method that learns the features.
         need: ("features=RUN",) takes learned features instead of learning them.
+        objects: cut (a network learns from what stands out from the rim), move (also one that learns from MOVE; the better one by
+            measures without truth is kept), or auto: move from `learn_objects.MOVE_MINUTES` on and at size paper, cut otherwise.
 
     Returns:
         The run folder; open report.html in it.
@@ -88,31 +98,42 @@ def learn(
         "schema": SCHEMA, "size": size, "seed": seed, "minutes": minutes, "features": features, "need": list(need),
         "data": str(Path(data).resolve()) if is_path(data) else describe_data(data),
     }  # fmt: skip
-    given = parse_needs(need, ("features",))
-    seconds: dict[str, float] = {}
+    given = parse_needs(need, ("features",)).get("features")
     if is_clips(data):
-        with RunLock(out):
-            report = learn_clips(asked, data, out, given.get("features"), quiet, seconds)
-        if not quiet:
-            print(f"look at {report}")
-        return out
+        if objects not in ("auto", "cut"):
+            raise ConfigError(f"--objects {objects} is for pictures.", why="clips are parted into layers by what moves in them")
+        job = learn_clips
+    else:
+        asked["objects"] = objects_of(objects, minutes, size, out)
+        job = learn_pictures
     with RunLock(out):
-        learner = features_stage(features, given.get("features"), size, data)
-        images = timed(seconds, "reading pictures", lambda: read_pictures(data, learner.config, quiet))
-        plan = (asked, learner, data, images, out, quiet)
-        stage = timed(seconds, "planning", lambda: planned("features", *plan))
-        feature_run = given.get("features", out / "features")
-        if "features" not in given:
-            timed(seconds, "features", lambda: run_stage(stage, data, feature_run, size, seed, (), quiet))
-        masks = timed(seconds, "planning", lambda: planned("masks", *plan, seconds.get("features", 0.0)))
-        needs = (f"features={feature_run}",)
-        timed(seconds, "masks", lambda: run_stage(masks, data, out / "masks", size, seed, needs, quiet))
-        timed(seconds, "scoring", lambda: evaluate(out, data))
-        timed(seconds, "exporting", lambda: apply.export(out, (), out / "export", data=data, quiet=quiet))
-        report = finish(out, data, images, seconds)
+        report = job(asked, data, out, given, quiet, {})
     if not quiet:
         print(f"look at {report}")
     return out
+
+
+def learn_pictures(
+    asked: dict[str, Any], data: Any, out: Path, given: Path | None, quiet: bool, seconds: dict[str, float]
+) -> Path:
+    """The job for pictures; returns the report."""
+    size, seed, objects = asked["size"], asked["seed"], asked["objects"]
+    learner = features_stage(asked["features"], given, size, data)
+    if objects == "move":
+        refuse_misfit(learner, size, data)
+    images = timed(seconds, "reading pictures", lambda: read_pictures(data, learner.config, quiet))
+    for name in SHARES[objects]:
+        stage = timed(seconds, "planning", lambda name=name: planned(name, asked, learner, data, images, out, quiet, seconds))
+        if name == "features" and given is not None:
+            continue
+        parts = {"features": given or out / "features", "inpainter": out / "inpainter", "masks": out / "move"}
+        needs = tuple(f"{need}={parts[need]}" for need in NEEDS[name])
+        timed(seconds, name, lambda stage=stage, needs=needs, name=name: run_stage(stage, data, out / name, size, seed, needs, quiet))
+    if objects == "move":
+        timed(seconds, "comparing", lambda: keep_better(out, images, quiet))
+    timed(seconds, "scoring", lambda: evaluate(out, data))
+    timed(seconds, "exporting", lambda: apply.export(out, (), out / "export", data=data, quiet=quiet))
+    return finish(out, data, images, seconds)
 
 
 def learn_clips(
@@ -129,7 +150,7 @@ def learn_clips(
         for name, share in CLIP_SHARES.items():
             if minutes is not None and not (name == "features" and given):
                 items: Any = clips if name == "actions" else open_items(load_class(learner.method), data, learner.config)
-                stages[name] = fit_minutes(stages[name], stages["features"], minutes * share, items, seed, out / name, quiet)
+                stages[name] = fit_minutes(stages[name], stages, minutes * share, items, seed, out / name, quiet)
                 configs[name] = stages[name].config
         keep_plan(asked, configs, out / "learn.json")
     features = given or out / "features"
@@ -183,26 +204,37 @@ def features_stage(features: str, given: Path | None, size: str, data: Any) -> S
     return Stage(features, config)
 
 
+def refuse_misfit(learner: Stage, size: str, data: Any) -> None:
+    """Raise ConfigError, before anything is learned, where MOVE or its inpainter cannot be built on features of this kind."""
+    parts = {n: Stage(STAGE_METHODS[n], first_config(n, learner.config.image_px, size, data)) for n in ("inpainter", "move")}
+    try:
+        untrained(parts["move"], {**parts, "features": learner})
+    except (*BUILD_ERRORS, ConfigError) as error:
+        raise ConfigError(f"MOVE cannot be built on these features ({learner.method}): {error}", do="Add --objects cut.") from error
+
+
 def planned(
-    name: str, asked: dict[str, Any], learner: Stage, data: Any, images: ImageSet, out: Path, quiet: bool, spent_s: float = 0.0
-) -> Stage:
+    name: str, asked: dict[str, Any], learner: Stage, data: Any, images: ImageSet, out: Path, quiet: bool,
+    spent_s: Mapping[str, float],
+) -> Stage:  # fmt: skip
     """One training of the job: from learn.json when it stands there, measured just before it begins and written otherwise.
 
-    Features that were given stand in the plan too, but are neither measured nor trained; masks are learned at the size of the
-    features, and sooner done when those took `spent_s`, which is longer than was planned.
+    Features that were given stand in the plan too, but are neither measured nor trained; all else is learned at the size of the
+    features, and sooner done when trainings before it took longer (`spent_s`) than was planned.
     """
     kept = kept_stages(asked, learner, out)
     if name in kept:
         return kept[name]
     stage = learner
-    if name == "masks":
-        stage = Stage(MASKS, replace(base_config(MASKS, asked["size"], data), image_px=learner.config.image_px))
-    minutes = asked["minutes"]
+    if name != "features":
+        stage = Stage(STAGE_METHODS[name], first_config(name, learner.config.image_px, asked["size"], data))
+    minutes, shares = asked["minutes"], SHARES[asked["objects"]]
     if minutes is not None and not (name == "features" and asked["need"]):
-        share = minutes * SHARES[name]
-        if name == "masks":
-            share -= min(max(spent_s / 60 - minutes * SHARES["features"], 0.0), share / 2)
-        stage = fit_minutes(stage, learner, share, images, asked["seed"], out / name, quiet)
+        share = minutes * shares[name]
+        over = sum(max(spent_s[k] / 60 - minutes * shares[k], 0.0) for k in shares if k in spent_s)
+        share -= min(over, share / 2)
+        parts = {**kept, "features": learner, **({"masks": kept["move"]} if "move" in kept else {})}
+        stage = fit_minutes(stage, parts, share, images, asked["seed"], out / name, quiet)
     out.mkdir(parents=True, exist_ok=True)
     stages = {k: to_json(s.config) for k, s in {**kept, name: stage}.items()}
     write_json(out / "learn.json", {"data": asked["data"], "asked": asked, "stages": stages})
@@ -214,11 +246,12 @@ def kept_stages(asked: dict[str, Any], learner: Stage, out: Path) -> dict[str, S
     path = out / "learn.json"
     if not path.exists():
         return {}
-    names = {"features": learner.method, "masks": MASKS}
+    names = {"features": learner.method, **STAGE_METHODS}
     kept = read_json(path)
     before, trained = kept.get("asked"), kept.get("stages")
     if not isinstance(before, dict) or not isinstance(trained, dict) or not {"features"} <= set(trained) <= set(names):
         raise RunError(f"{path} is damaged.", expected="what `selftaught learn` writes", do="Choose another --out.")
+    before = {"objects": "cut", **before}  # a job of an earlier version knew nothing else
     changed = [k for k in asked if before.get(k) != asked[k]]
     if changed:
         texts = ", ".join(f"{k}={before.get(k)!r}" for k in changed)
@@ -227,14 +260,15 @@ def kept_stages(asked: dict[str, Any], learner: Stage, out: Path) -> dict[str, S
 
 
 def fit_minutes(
-    stage: Stage, features: Stage, minutes: float, images: ImageSet, seed: int, run: Path, quiet: bool, trial_s: float = 8.0
+    stage: Stage, parts: Mapping[str, Stage], minutes: float, images: ImageSet, seed: int, run: Path, quiet: bool, trial_s: float = 8.0
 ) -> Stage:
-    """Set the steps of a stage so that it takes `minutes` here, from the time of the steps of a trial under the chosen plan."""
+    """Set the steps of a stage so that it takes `minutes` here, from the time of the steps of a trial under the chosen plan.
+
+    `parts` says which training fulfils each need; for the trial they are untrained.
+    """
     seed_all(seed, 0, 0)
-    cls = load_class(stage.method)
-    needs = {n: load_class(features.method)(features.config).eval().requires_grad_(False) for n in cls.needs_of(stage.config)}
-    method: Method = cls(stage.config, needs)
-    if "features" in needs:
+    method = untrained(stage, parts)
+    if "features" in method.given:
         method.pseudo = np.zeros((len(images), 4, 4), np.uint8)  # type: ignore[assignment]
     players = method.players()
     optimizers = {n: p.build_optimizer() for n, p in players.items()}
@@ -267,6 +301,14 @@ def fit_minutes(
     return replace(stage, config=replace(stage.config, steps=steps))
 
 
+def untrained(stage: Stage, parts: Mapping[str, Stage]) -> Method:
+    """The method of a stage with needs, and theirs, that have learned nothing."""
+    cls = load_class(stage.method)
+    needs = {n: untrained(parts[n], parts).eval().requires_grad_(False) for n in cls.needs_of(stage.config)}
+    method: Method = cls(stage.config, needs)
+    return method
+
+
 def run_stage(stage: Stage, data: Any, run: Path, size: str, seed: int, need: tuple[str, ...], quiet: bool) -> Path:
     """Train one stage with exactly its config."""
     base = to_json(base_config(stage.method, size, data))
@@ -278,7 +320,8 @@ def finish(out: Path, data: Any, images: ImageSet, seconds: dict[str, float]) ->
     """Write the report."""
     keep_seconds(out, seconds)
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-    return write_report(out, collect(out, load(out), data, images, read_json(out / "seconds.json"), peak_gb))
+    beside = side_by_side(out) if (out / "objects.json").exists() else None
+    return write_report(out, collect(out, load(out), data, images, read_json(out / "seconds.json"), peak_gb, beside))
 
 
 def keep_seconds(out: Path, seconds: dict[str, float]) -> None:

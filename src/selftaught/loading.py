@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 BUILD_ERRORS = (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError, LookupError, MemoryError)
 """What building a network from a config that makes no sense may raise."""
+OBJECT_PARTS = {"cut": "masks", "move": "masks_move"}
+"""Folders of the mask networks in a folder of `selftaught learn`, by what they learned from."""
 
 
 @dataclass(frozen=True)
@@ -225,10 +227,23 @@ def part_of(run: Path) -> Path:
     """The training inside a folder of `selftaught learn`: its mask network when there is one, its features otherwise."""
     if (run / "config.json").exists() or not (run / "learn.json").exists():
         return run
-    for part in ("masks", "objects", "actions", "features"):
+    for part in dict.fromkeys((objects_part(run), "masks", "objects", "actions", "features")):
         if checkpoint.latest(run / part / "checkpoints"):
             return run / part
     raise RunError(f"{run} has learned nothing yet.", do="Run the same `selftaught learn` command again; it continues.")
+
+
+def objects_part(run: Path) -> str:
+    """The folder of the mask network that a run of `selftaught learn` keeps: what objects.json says, the cut's where nothing was chosen."""
+    path = run / "objects.json"
+    if not path.exists():
+        return OBJECT_PARTS["cut"]
+    chosen = read_json(path).get("chosen")
+    if chosen not in tuple(OBJECT_PARTS):
+        raise RunError(
+            f"{path} is damaged.", expected="what `selftaught learn` writes", do="Delete it and repeat the command: it is written again."
+        )
+    return OBJECT_PARTS[chosen]
 
 
 def as_pictures(images: Any) -> list[Tensor]:

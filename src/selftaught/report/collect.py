@@ -25,6 +25,8 @@ from selftaught.report.content import (
     Neighbours,
     NextStep,
     ReportContent,
+    SideBySide,
+    by_lot,
 )
 from selftaught.report.plots import project_2d, read_curves
 
@@ -33,6 +35,10 @@ MAP_POINTS = 1000
 OBJECTS = 300
 CLUSTERS = 12
 STAGES = {"features": "features", "masks": "objects"}
+MOVE_STAGES = {
+    "masks": "objects, from the cut", "inpainter": "inpainter", "move": "MOVE", "masks_move": "objects, from MOVE",
+}  # fmt: skip
+COST_NAMES = {"move": "MOVE", "masks_move": "masks by MOVE"}
 BASELINES = {
     "centre_box": "a box in the middle",
     "centre_ellipse": "an ellipse in the middle",
@@ -40,6 +46,7 @@ BASELINES = {
     "colour_otsu": "what differs in colour from the rim",
     "untrained_cut": "a cut by features of a network that was not trained",
     "untrained_teacher": "the same rule on features of a network that was not trained",
+    "teacher": "the masks that it learned from",
 }
 """Plain words for those who know nothing of the methods."""
 
@@ -52,21 +59,27 @@ class Learned(Protocol):
 
 
 def collect(
-    run: Path, learned: Learned, data: Any, images: ImageSet, seconds: Mapping[str, float], peak_memory_gb: float
-) -> ReportContent:
-    """Everything that the report of a run of `selftaught learn` shows; pictures are those held out from training."""
+    run: Path, learned: Learned, data: Any, images: ImageSet, seconds: Mapping[str, float], peak_memory_gb: float,
+    side_by_side: SideBySide | None = None,
+) -> ReportContent:  # fmt: skip
+    """Everything that the report of a run of `selftaught learn` shows; pictures are those held out from training.
+
+    `side_by_side` compares two ways to find objects, where there were two.
+    """
     test = open_eval(data, "test", images.image_px, MAP_POINTS, max_bad_frac=1.0)
     pictures = [test.images.images[i].transpose(1, 2, 0) for i in range(len(test))]
     embedding = learned.embed(pictures)
     points, kept = project_2d(embedding)
     objects = found_objects(learned, test)
-    curves = {title: read_curves(run / part / "metrics.jsonl") for part, title in STAGES.items()}
+    stages = STAGES if side_by_side is None else {**STAGES, **MOVE_STAGES}
+    curves = {title: read_curves(run / part / "metrics.jsonl") for part, title in stages.items()}
     scores = read_json(run / "scores.json")
     labels = test.labels()
     return ReportContent(
         title=f"What was learned from {len(images)} pictures of {images.name.partition(':')[0]}",
         learned=in_words(len(images), scores["scores"], bool(test.has_masks), labels is not None),
         objects=objects,
+        comparison=side_by_side([objects[i] for i in by_lot(len(objects))], objects) if side_by_side else None,
         neighbours=nearest(embedding, pictures),
         embedding_2d=points,
         thumbnails=[pictures[i] for i in kept],
@@ -75,7 +88,10 @@ def collect(
         health=[verdict(title, curve) for title, curve in curves.items() if curve],
         scores=scores["scores"],
         data_summary=summary(images, test),
-        cost=Cost(dict(seconds), peak_memory_gb, machine(), {"selftaught": __version__, "Python": platform.python_version()}),
+        cost=Cost(
+            {COST_NAMES.get(k, k): v for k, v in seconds.items()}, peak_memory_gb, machine(),
+            {"selftaught": __version__, "Python": platform.python_version()},
+        ),
         how_to_go_on=next_steps(run),
         why_empty={"scores": "; ".join(scores.get("notes", [])) or "no truth was found with the data"},
     )  # fmt: skip

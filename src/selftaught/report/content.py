@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
@@ -55,6 +56,28 @@ class Health(NamedTuple):
     reason: str = ""
 
 
+class Comparison(NamedTuple):
+    """Two ways to find objects beside each other."""
+
+    columns: Mapping[str, Sequence[Array]]
+    """Who found it -> one soft mask (h, w) in [0, 1] per picture shown."""
+    composites: Sequence[Array]
+    """(h, w, 3) uint8 per picture shown: its object moved a little over a filled background; any size, stretched to the picture's."""
+    chosen: str
+    """cut or move."""
+    reason: str
+    pictures: int
+    """How many were measured."""
+    criteria: Sequence[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]
+    """(name, what it means, the cut's score, MOVE's score), scores as in `ReportContent`."""
+    truth: Mapping[str, float]
+    """cut and move -> mean overlap with the truth; empty without."""
+
+
+SideBySide = Callable[[Sequence[FoundObject], Sequence[FoundObject]], Comparison]
+"""Compares on the first; on all of the second it asks the truth, where there is one."""
+
+
 class NextStep(NamedTuple):
     """A command to type and what it does."""
 
@@ -91,6 +114,8 @@ class ReportContent:
     learned: str
     """One paragraph in plain words."""
     objects: Sequence[FoundObject] = ()
+    comparison: Comparison | None = None
+    """Two ways to find objects, on the pictures `by_lot(len(objects))`; None when there was one way only."""
     neighbours: Sequence[Neighbours] = ()
     embedding_2d: Array | None = None
     """(N, 2) float, from plots.project_2d."""
@@ -107,3 +132,8 @@ class ReportContent:
     how_to_go_on: Sequence[NextStep] = ()
     why_empty: Mapping[str, str] = field(default_factory=dict)
     """Section (objects, neighbours, map, clusters, curves, health, scores, data, cost, next) -> why it is empty."""
+
+
+def by_lot(count: int, most: int = 12) -> list[int]:
+    """At most `most` of `count` numbers, always the same ones, in order: what is shown and was not chosen."""
+    return sorted(int(i) for i in np.random.default_rng(0).permutation(count)[:most])

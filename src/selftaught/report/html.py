@@ -18,6 +18,7 @@ from markupsafe import Markup
 from selftaught.core.atomic import write_bytes
 from selftaught.core.errors import RunError
 from selftaught.report import words
+from selftaught.report.comparison import comparison_part
 from selftaught.report.content import (
     Cluster,
     Cost,
@@ -27,6 +28,7 @@ from selftaught.report.content import (
     Neighbours,
     NextStep,
     ReportContent,
+    by_lot,
 )
 from selftaught.report.pictures import Array, data_uri, fit, overlay, square
 from selftaught.report.plots import HEALTH, cluster_strip, curve_svg, map_picture
@@ -99,6 +101,7 @@ def _page(content: ReportContent, scale: float, quality: int) -> bytes:
         learned=content.learned,
         facts=_facts(content),
         objects=_objects(content, scale, quality),
+        comparison=comparison_part(content, scale, quality),
         neighbours=_neighbours(content.neighbours, scale, quality),
         map=_map(content, quality),
         clusters=_clusters(content.clusters, scale, quality),
@@ -146,12 +149,11 @@ def _objects(content: ReportContent, scale: float, quality: int) -> dict[str, An
         side = min(_SIDE, len(ranked) // 3)
         middle = (len(ranked) - side) // 2
         best, worst = ("Best", "Worst") if by_truth else ("Most sure", "Least sure")
-        chosen = np.sort(np.random.default_rng(0).permutation(len(found))[:_RANDOM])
         groups = [
             (best, f"The highest {what}.", ranked[:side]),
             ("Median", f"The middle of all, ordered by {what}.", ranked[middle : middle + side]),
             (worst, f"The lowest {what}.", ranked[len(ranked) - side :]),
-            ("Random, not chosen", f"Drawn by lot from all {len(found):,}.", [found[index] for index in chosen]),
+            ("Random, not chosen", f"Drawn by lot from all {len(found):,}.", [found[index] for index in by_lot(len(found), _RANDOM)]),
         ]
     return {
         "any": bool(found),
