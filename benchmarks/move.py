@@ -1,17 +1,20 @@
 """MOVE on sample:things: seeds, SelfMask on its masks, detectors on its boxes, and what it comes to without its parts.
 
     python benchmarks/move.py --features RUN [RUN ...] --inpainter RUN --runs FOLDER [--controls NAME ...] [--limit 400] [--no-boxes]
+                              [--data DATA --name NAME]
 
-One run of `simclr` at 96 px per seed (`selftaught learn` makes them), one inpainter for all. Each seed trains `move`, then `selfmask` with
-`teacher=run` on it, then `cad` on its largest boxes and on all of them (Multi). The controls train `move` with half the steps on the first
-features; `half the steps` is what to compare them with. Runs that are there are kept. Writes benchmarks/results/move.json.
+One run of `simclr` at 96 px per seed (`selftaught learn` makes them), one inpainter for all (trained here when it is missing).
+Each seed trains `move`, then `selfmask` with `teacher=run` on it, then `cad` on its largest boxes and on all of them (Multi). The
+controls train `move` with half the steps on the first features; `half the steps` is what to compare them with. Runs that are there
+are kept, and rows of other data. Data without masks are trained and not scored: look at them with benchmarks/objects.py --sheet.
+Writes benchmarks/results/move.json.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,10 +25,10 @@ from torch import Tensor
 import measuring
 from seed_runs import one_run, rows_of
 from selftaught.core import draws
+from selftaught.core.config import read_json
 from selftaught.segmentation.move import Move
 from selftaught.train import train
 
-DATA = "sample:things"
 SHOWN = ("iou", "accuracy", "max_f", "corloc")
 CONTROLS: dict[str, list[str]] = {
     "half the steps": [],
@@ -58,20 +61,20 @@ def labels_shuffled() -> Iterator[None]:
         yield
 
 
-def move_run(run: Path, features: Path, inpainter: Path, seed: int, steps: int, settings: Sequence[str], limit: int) -> dict[str, Any]:
+def move_run(  # fmt: skip
+    data: str, run: Path, features: Path, inpainter: Path, seed: int, steps: int, settings: Sequence[str], limit: int
+) -> dict[str, Any]:
     needs = (f"features={features}", f"inpainter={inpainter}")
-    return one_run("move", DATA, run, seed, list(settings), steps, limit, needs)
+    return one_run("move", data, run, seed, list(settings), steps, limit, needs)
 
 
-def control(name: str, root: Path, features: Path, inpainter: Path, steps: int, limit: int) -> dict[str, Any]:
+def control(name: str, data: str, root: Path, features: Path, inpainter: Path, steps: int, limit: int) -> dict[str, Any]:
     run = root / f"control {name}"
     if name == "untrained inpainter":
         inpainter = root / "untrained inpainter"
-        train("mae", DATA, inpainter, size="small", steps=0, set=INPAINTER, quiet=True)
-    if name == "labels shuffled":
-        with labels_shuffled():
-            return move_run(run, features, inpainter, 0, steps, CONTROLS[name], limit)
-    return move_run(run, features, inpainter, 0, steps, CONTROLS[name], limit)
+        train("mae", data, inpainter, size="small", steps=0, set=INPAINTER, quiet=True)
+    with labels_shuffled() if name == "labels shuffled" else nullcontext():
+        return move_run(data, run, features, inpainter, 0, steps, CONTROLS[name], limit)
 
 
 def main() -> None:
@@ -79,33 +82,40 @@ def main() -> None:
     parser.add_argument("--features", nargs="+", type=Path, required=True)
     parser.add_argument("--inpainter", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--data", default="sample:things")
+    parser.add_argument("--name", help="the data's name in the tables; --data itself when not given")
     parser.add_argument("--controls", nargs="*", default=list(CONTROLS), choices=list(CONTROLS))
     parser.add_argument("--limit", type=int, default=400)
     parser.add_argument("--steps", type=int, default=Move.sizes["small"].steps)
     parser.add_argument("--no-boxes", action="store_true", help="leave out the detectors")
     a = parser.parse_args()
+    name_of = a.name or a.data
+    path = measuring.RESULTS / "move.json"
+    others = [row for row in read_json(path)["rows"] if row["data"].partition(",")[0] != name_of] if path.exists() else []
+    if not a.inpainter.exists():
+        train("mae", a.data, a.inpainter, size="small", steps=500, set=INPAINTER)
     found: dict[str, list[dict[str, Any]]] = {"move": [], "selfmask on move": [], "move + cad": [], "move multi + cad": []}
     controls: dict[str, dict[str, Any]] = {}
 
     def save() -> None:
         rows = [row for name, runs in found.items() if runs
                 for row in rows_of(name, SHOWN if "cad" not in name else ("corloc", "ap50"), ("iou", "corloc"), runs,
-                                   controls if name == "move" else {}, DATA)]  # fmt: skip
-        measuring.write("move", rows)
+                                   controls if name == "move" else {}, name_of)]  # fmt: skip
+        measuring.write("move", [*others, *rows])
 
     for seed, features in enumerate(a.features):
         run = a.runs / f"move-{seed}"
-        found["move"].append(move_run(run, features, a.inpainter, seed, a.steps, (), a.limit))
+        found["move"].append(move_run(a.data, run, features, a.inpainter, seed, a.steps, (), a.limit))
         needs = (f"features={features}", f"masks={run}")
         found["selfmask on move"].append(
-            one_run("selfmask", DATA, a.runs / f"selfmask-{seed}", seed, ["teacher=run"], a.steps // 2, a.limit, needs)
+            one_run("selfmask", a.data, a.runs / f"selfmask-{seed}", seed, ["teacher=run"], a.steps // 2, a.limit, needs)
         )
         for name, pseudo in () if a.no_boxes else (("move + cad", "largest"), ("move multi + cad", "all")):
             cad = a.runs / f"cad-{pseudo}-{seed}"
-            found[name].append(one_run("cad", DATA, cad, seed, [f"pseudo={pseudo}"], a.steps // 2, a.limit, needs[1:]))
+            found[name].append(one_run("cad", a.data, cad, seed, [f"pseudo={pseudo}"], a.steps // 2, a.limit, needs[1:]))
         save()
     for name in a.controls:
-        controls[name] = control(name, a.runs, a.features[0], a.inpainter, a.steps // 2, a.limit)
+        controls[name] = control(name, a.data, a.runs, a.features[0], a.inpainter, a.steps // 2, a.limit)
         save()
 
 
