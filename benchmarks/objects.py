@@ -1,12 +1,12 @@
 """All methods that find objects, on the same learned features: the talk's saliency table on data that a laptop can handle.
 
     python benchmarks/objects.py RUN [RUN ...] --data sample:things --name sample:things [--limit 512]
-        [--move RUN [RUN ...] --on-move RUN [RUN ...]] [--sheet FILE.jpg]
+        [--move RUN [RUN ...] --on-move RUN [RUN ...]] [--only METHOD ...] [--sheet FILE.jpg]
 
 Each RUN is a folder of `selftaught learn` (one per seed) with features and masks. The cuts are made anew on its features, with and without
 the bilateral solver; `selfmask` is its mask network. With --move and --on-move (one each per RUN, made by benchmarks/move.py on the same
 features) MOVE and SelfMask on its masks stand beside them. --sheet draws twelve test pictures drawn at random, one per column: picture,
-TokenCut, MOVE, SelfMask on MOVE, truth where there is one. Rows of other data that were measured before are kept.
+TokenCut, MOVE, SelfMask on MOVE, truth where there is one. Rows of other data and methods that were measured before are kept.
 Writes benchmarks/results/objects.json, and one file per method for its docs page.
 """
 
@@ -62,14 +62,17 @@ def pictures_of(test: EvalSet, limit: int) -> tuple[list[np.ndarray], list[np.nd
 
 
 @torch.no_grad()
-def rows_of(runs: list[tuple[Path, dict[str, Path]]], data: str, name: str, limit: int) -> list[dict[str, Any]]:
+def rows_of(  # fmt: skip
+    runs: list[tuple[Path, dict[str, Path]]], data: str, name: str, limit: int, only: list[str]
+) -> list[dict[str, Any]]:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for seed, (run, more) in enumerate(runs):
         test = open_for(data, load_method(run / "features").image_px, None, 0).test
         pictures, truths = pictures_of(test, limit)
         if not pictures:
             return []
-        answers: dict[str, Any] = {key: segment_all(method, pictures) for key, method in finders(run, more).items()}
+        asked = {key: method for key, method in finders(run, more).items() if not only or key.partition(",")[0] in only}
+        answers: dict[str, Any] = {key: segment_all(method, pictures) for key, method in asked.items()}
         if seed == 0:
             answers |= mask_baselines(pictures)
         for method, found in answers.items():
@@ -118,6 +121,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=512)
     parser.add_argument("--move", nargs="*", type=Path, default=[])
     parser.add_argument("--on-move", nargs="*", type=Path, default=[])
+    parser.add_argument("--only", nargs="*", default=[], help="ask these alone")
     parser.add_argument("--sheet", type=Path)
     args = parser.parse_args()
     kinds = {"move": args.move, "selfmask on move": args.on_move}
@@ -125,8 +129,10 @@ def main() -> None:
     if args.sheet:
         args.sheet.write_bytes(sheet_of(*runs[0], args.data))
     path = measuring.RESULTS / "objects.json"
-    old = [row for row in read_json(path)["rows"] if row["data"] != args.name] if path.exists() else []
-    rows = [*old, *rows_of(runs, args.data, args.name, args.limit)]
+    new = rows_of(runs, args.data, args.name, args.limit, args.only)
+    again = {(row["data"], row["method"]) for row in new}
+    old = read_json(path)["rows"] if path.exists() else []
+    rows = [*(row for row in old if (row["data"], row["method"]) not in again), *new]
     measuring.write("objects", rows)
     for name in CUTS:
         measuring.write(name, [row for row in rows if row["method"].split(",")[0] == name])
