@@ -134,7 +134,7 @@ def main() -> None:
     old = read_json(path)["rows"] if path.exists() else []
     rows = [*(row for row in old if (row["data"], row["method"]) not in again), *new]
     measuring.write("objects", rows)
-    for name in CUTS:
+    for name in {method.partition(",")[0] for _, method in again} & set(CUTS):
         measuring.write(name, [row for row in rows if row["method"].split(",")[0] == name])
 
 
