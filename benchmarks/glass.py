@@ -8,7 +8,7 @@
 Test clips hold other figures and other grounds than those that are learned from. Trainings that were stopped continue; finished ones
 are not repeated. Controls: `shuffled` (the frames of every training window in random order), `no size prior` (its weight 0), `no detach`
 (the second stage moves the first), `no actions` (the dynamics are told nothing: what the actions are worth). Those of the layers alone ask
-what masks come from; they train the first stage only, for half of the steps, and only layers and shifts are scored: `layers alone`
+what masks come from; they train the first stage only, for a third of the steps, and only layers and shifts are scored: `layers alone`
 (nothing else changed), `no teacher`, `neither teacher nor size prior`, `mixed` (each frame of a window is of another clip). The figures of
 the talk (layers, global actions, local actions) are the pictures of the first seed's run.
 """
@@ -29,8 +29,9 @@ from torch import Tensor
 import selftaught
 from seed_runs import one_run, rows_of
 from selftaught.control.glass import GLASS
+from selftaught.control.glass_scores import layer_scores, parse_all, shift_scores
 from selftaught.control.glass_slow import figures
-from selftaught.core.config import write_json
+from selftaught.core.config import read_json, write_json
 from selftaught.data.clip_windows import WindowSet
 from selftaught.evaluate import open_clips_for
 from selftaught.loading import load_method
@@ -45,7 +46,7 @@ SHOWN = (
     *MAIN[:2], "global_shift_error_px", "ground_shift_error_px", "stay_recognised", "ami", *MAIN[2:3], "nmi", "nmi_stay",
     "homogeneity_stay", "completeness_stay", "delta_mse", "delta_acc", "code_perplexity", "dead_codes", "consistency", "effect_separation",
     *(f"psnr_{regime}_{h}" for regime in ("ar", "tf") for h in range(1, 9)), "difference_psnr_ar", "ssim_ar_8", "ssim_tf_8",
-    "centre_error_ar_px", "centre_error_tf_px",
+    "motion_frechet_ar", "centre_error_ar_px", "centre_error_tf_px",
 )  # fmt: skip
 CONTROLS: dict[str, list[str]] = {
     "shuffled": [], "no size prior": ["w_size=0.0"], "no detach": ["detach=false"], "no actions": ["actions=none"],
@@ -53,7 +54,6 @@ CONTROLS: dict[str, list[str]] = {
 LAYER_CONTROLS: dict[str, list[str]] = {
     "layers alone": [], "no teacher": ["teach_frac=0.0"], "neither teacher nor size prior": ["teach_frac=0.0", "w_size=0.0"], "mixed": [],
 }  # fmt: skip
-LAYER_SCORES = ("mask_iou", "global_direction", "global_shift_error_px", "ground_shift_error_px", "stay_recognised")
 
 
 def shuffled(clips: Tensor, indices: Any) -> Tensor:
@@ -75,7 +75,7 @@ def control_run(name: str, data: str, runs: Path, steps: int | None, limit: int 
     """One control with seed 0. Training windows may be changed for it, test clips are not."""
     run, layers = runs / f"glass-{name.replace(' ', '-')}", name in LAYER_CONTROLS
     settings = [*LAYER_CONTROLS[name], "warm_frac=1.0"] if layers else CONTROLS[name]
-    steps = (steps or GLASS.sizes["small"].steps) // 2 if layers else steps
+    steps = (steps or GLASS.sizes["small"].steps) // 3 if layers else steps
     batch, change = WindowSet.batch, CHANGES.get(name)
     if change is not None:
         WindowSet.batch = lambda self, indices: change(batch(self, indices), indices)  # type: ignore[method-assign]
@@ -83,8 +83,20 @@ def control_run(name: str, data: str, runs: Path, steps: int | None, limit: int 
         train("glass", data, run, size="small", seed=0, steps=steps, set=settings)
     finally:
         WindowSet.batch = batch  # type: ignore[method-assign]
-    found = one_run("glass", data, run, 0, settings, steps, limit)
-    return {**found, "scores": {k: v for k, v in found["scores"].items() if not layers or k in LAYER_SCORES}}
+    return scored_layers(data, run, limit) if layers else one_run("glass", data, run, 0, settings, steps, limit)
+
+
+def scored_layers(data: str, run: Path, limit: int | None) -> dict[str, Any]:
+    """Scores of masks and shifts alone, kept in the run folder."""
+    path = run / "scores.json"
+    if not path.exists():
+        model = load_method(run)
+        test = open_clips_for(data, model, limit, 0)
+        assert test.truth is not None
+        found = parse_all(model, test)
+        scores = layer_scores(test, test.truth, found) | shift_scores(test, test.truth, found)
+        write_json(path, {"scores": {k: {"value": score.value} for k, score in scores.items()}})
+    return dict(read_json(path))
 
 
 @torch.no_grad()

@@ -27,6 +27,8 @@ BATCH = 32
 HORIZON = 8
 FILM_REACH_PX = 4
 """Largest displacement of a quarter of the frame that is told apart in films."""
+FEWEST_FILMS = 6
+"""Fewer films than this on a side have no distribution to be compared."""
 
 
 def glass_scores(model: Any, data: ClipTest) -> dict[str, Score]:
@@ -239,7 +241,7 @@ def film_scores(frames: dict[str, Any], real: Any, seed: int = 0) -> dict[str, S
     floor), and the same with their frames in random order.
     """
     half = len(real) // 2
-    if half < 2:
+    if half < FEWEST_FILMS:
         return {}
     order = np.random.default_rng(seed).permuted(np.tile(np.arange(real.shape[1]), (half, 1)), axis=1)
     films = {k: f[:half] for k, f in frames.items()} | {"real": real[:half], "real, frames shuffled": real[np.arange(half)[:, None], order]}
