@@ -46,7 +46,7 @@ SHOWN = (
     *MAIN[:2], "global_shift_error_px", "ground_shift_error_px", "stay_recognised", "ami", *MAIN[2:3], "nmi", "nmi_stay",
     "homogeneity_stay", "completeness_stay", "delta_mse", "delta_acc", "code_perplexity", "dead_codes", "consistency", "effect_separation",
     *(f"psnr_{regime}_{h}" for regime in ("ar", "tf") for h in range(1, 9)), "difference_psnr_ar", "ssim_ar_8", "ssim_tf_8",
-    "motion_frechet_ar", "centre_error_ar_px", "centre_error_tf_px",
+    "centre_error_ar_px", "centre_error_tf_px",
 )  # fmt: skip
 CONTROLS: dict[str, list[str]] = {
     "shuffled": [], "no size prior": ["w_size=0.0"], "no detach": ["detach=false"], "no actions": ["actions=none"],
