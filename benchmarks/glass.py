@@ -7,8 +7,10 @@
 
 Test clips hold other figures and other grounds than those that are learned from. Trainings that were stopped continue; finished ones
 are not repeated. Controls: `shuffled` (the frames of every training window in random order), `no size prior` (its weight 0), `no detach`
-(the second stage moves the first), `no actions` (the dynamics are told nothing: what the actions are worth). The figures of the talk
-(layers, global actions, local actions) are the pictures of the first seed's run.
+(the second stage moves the first), `no actions` (the dynamics are told nothing: what the actions are worth). Those of the layers alone ask
+what masks come from; they train the first stage only, for a third of the steps, and only layers and shifts are scored: `layers alone`
+(nothing else changed), `no teacher`, `neither teacher nor size prior`, `mixed` (each frame of a window is of another clip). The figures of
+the talk (layers, global actions, local actions) are the pictures of the first seed's run.
 """
 
 from __future__ import annotations
@@ -22,11 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 import selftaught
 from seed_runs import one_run, rows_of
+from selftaught.control.glass import GLASS
+from selftaught.control.glass_scores import layer_scores, parse_all, shift_scores
 from selftaught.control.glass_slow import figures
-from selftaught.core.config import write_json
+from selftaught.core.config import read_json, write_json
 from selftaught.data.clip_windows import WindowSet
 from selftaught.evaluate import open_clips_for
 from selftaught.loading import load_method
@@ -46,23 +51,52 @@ SHOWN = (
 CONTROLS: dict[str, list[str]] = {
     "shuffled": [], "no size prior": ["w_size=0.0"], "no detach": ["detach=false"], "no actions": ["actions=none"],
 }  # fmt: skip
+LAYER_CONTROLS: dict[str, list[str]] = {
+    "layers alone": [], "no teacher": ["teach_frac=0.0"], "neither teacher nor size prior": ["teach_frac=0.0", "w_size=0.0"], "mixed": [],
+}  # fmt: skip
 
 
-def shuffled_run(data: str, run: Path, seed: int, steps: int | None, limit: int | None) -> dict[str, Any]:
-    """The same training on windows whose frames come in random order: there is no motion to be found in them."""
-    batch = WindowSet.batch
+def shuffled(clips: Tensor, indices: Any) -> Tensor:
+    """The frames of every window in random order: nothing lasts in them."""
+    orders = [np.random.default_rng(int(i)).permutation(clips.shape[1]) for i in np.asarray(indices)]
+    return torch.stack([clip[torch.from_numpy(order)] for clip, order in zip(clips, orders, strict=True)])
 
-    def shuffled(self: WindowSet, indices: Any) -> Any:
-        clips = batch(self, indices)
-        orders = [np.random.default_rng(int(i)).permutation(clips.shape[1]) for i in np.asarray(indices)]
-        return torch.stack([clip[torch.from_numpy(order)] for clip, order in zip(clips, orders, strict=True)])
 
-    WindowSet.batch = shuffled  # type: ignore[method-assign]
+def mixed(clips: Tensor, indices: Any) -> Tensor:
+    """Frame t of window b is that of window b + t of the batch: nothing moves in them."""
+    B, T = clips.shape[:2]
+    return clips[(torch.arange(B)[:, None] + torch.arange(T)) % B, torch.arange(T)]
+
+
+CHANGES = {"shuffled": shuffled, "mixed": mixed}
+
+
+def control_run(name: str, data: str, runs: Path, steps: int | None, limit: int | None) -> dict[str, Any]:
+    """One control with seed 0. Training windows may be changed for it, test clips are not."""
+    run, layers = runs / f"glass-{name.replace(' ', '-')}", name in LAYER_CONTROLS
+    settings = [*LAYER_CONTROLS[name], "warm_frac=1.0"] if layers else CONTROLS[name]
+    steps = (steps or GLASS.sizes["small"].steps) // 3 if layers else steps
+    batch, change = WindowSet.batch, CHANGES.get(name)
+    if change is not None:
+        WindowSet.batch = lambda self, indices: change(batch(self, indices), indices)  # type: ignore[method-assign]
     try:
-        train("glass", data, run, size="small", seed=seed, steps=steps)
+        train("glass", data, run, size="small", seed=0, steps=steps, set=settings)
     finally:
         WindowSet.batch = batch  # type: ignore[method-assign]
-    return one_run("glass", data, run, seed, [], steps, limit)
+    return scored_layers(data, run, limit) if layers else one_run("glass", data, run, 0, settings, steps, limit)
+
+
+def scored_layers(data: str, run: Path, limit: int | None) -> dict[str, Any]:
+    """Scores of masks and shifts alone, kept in the run folder."""
+    path = run / "scores.json"
+    if not path.exists():
+        model = load_method(run)
+        test = open_clips_for(data, model, limit, 0)
+        assert test.truth is not None
+        found = parse_all(model, test)
+        scores = layer_scores(test, test.truth, found) | shift_scores(test, test.truth, found)
+        write_json(path, {"scores": {k: {"value": score.value} for k, score in scores.items()}})
+    return dict(read_json(path))
 
 
 @torch.no_grad()
@@ -92,18 +126,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="other than the size's own")
     parser.add_argument("--limit", type=int, help="test clips that are scored")
-    parser.add_argument("--controls", nargs="*", choices=list(CONTROLS), help="which; all when none is named")
+    parser.add_argument("--controls", nargs="*", choices=[*CONTROLS, *LAYER_CONTROLS], help="which; all when none is named")
     parser.add_argument("--world", default="w-sprites", help="name of the world that the data are of")
     a = parser.parse_args()
     runs = [one_run("glass", a.data, a.runs / f"glass-{seed}", seed, [], a.steps, a.limit) for seed in a.seeds]
-    controls = {}
-    for name in [] if a.controls is None else a.controls or list(CONTROLS):
-        run = a.runs / f"glass-{name.replace(' ', '-')}"
-        settings = CONTROLS[name]
-        shuffle = name == "shuffled"
-        controls[name] = (
-            shuffled_run(a.data, run, 0, a.steps, a.limit) if shuffle else one_run("glass", a.data, run, 0, settings, a.steps, a.limit)
-        )
+    names = [] if a.controls is None else a.controls or [*CONTROLS, *LAYER_CONTROLS]
+    controls = {name: control_run(name, a.data, a.runs, a.steps, a.limit) for name in names}
     first = a.world == "w-sprites"
     result = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), shared with other work",
@@ -116,6 +144,8 @@ def main() -> None:
         FIGURES.mkdir(parents=True, exist_ok=True)
         for picture in sorted((a.runs / f"glass-{a.seeds[0]}" / "pictures").glob("*.png")):
             shutil.copy(picture, FIGURES / picture.name)
+        rollouts = Image.open(FIGURES / "rollouts.png")
+        rollouts.crop((0, 0, rollouts.width, rollouts.height * 2 // 3)).save(FIGURES / "rollouts.png", optimize=True)  # four clips of six
         Image.fromarray(sorted_figures(a.runs / f"glass-{a.seeds[0]}", a.data)).save(FIGURES / "codes.png")
     for row in result["rows"]:
         print(f"{row['score']}: {', '.join(f'{v:.3f}' for v in row['values'])}; {row['baselines']}", flush=True)

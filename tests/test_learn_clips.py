@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from selftaught.learn_clips import in_words
+import numpy as np
+import pytest
+
+from selftaught.control.glass import GLASS
+from selftaught.learn_clips import in_words, width_for
 from selftaught.report.clip_page import _rows, next_steps
 
 
@@ -39,3 +43,21 @@ def test_notes_are_said_once_and_slow_clips_get_a_hint() -> None:
     assert [row["note"] for row in rows] == ["told 4 numbers", "", "else"]
     hint = [step for step in next_steps(Path("run"), slow=True) if "every=3" in step.command]
     assert len(hint) == 1 and not any("every=" in step.command for step in next_steps(Path("run")))
+
+
+def test_a_score_of_all_clips_together_shows_no_interval() -> None:
+    together = {**score(4.1), "ci95": [4.1, 4.1]}
+    assert [row["interval"] for row in _rows({"codes": together, "psnr": score(30.0)})] == ["", "29.0 to 31.0"]
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes", "width"),
+    [
+        ("small", [[64, 64]], 48), ("small", [[480, 640]], 64), ("small", [[720, 1280], [1080, 1920], [64, 64]], 80),
+        ("small", [[1920, 1080]], 32),
+        ("small", [[100, 900]], 96), ("paper", [[1080, 1920]], 168), ("tiny", [[48, 64]], 48), ("small", [], 64),
+    ],
+)  # fmt: skip
+def test_frames_get_the_shape_of_the_clips_and_a_width_that_the_networks_take(size: str, sizes: list[list[int]], width: int) -> None:
+    config: Any = GLASS.sizes[size]
+    assert width_for(config, np.array(sizes, np.int64).reshape(-1, 2)) == width and width % (8 * config.fold) == 0

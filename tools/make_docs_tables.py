@@ -69,7 +69,9 @@ def section(name: str, results: dict[str, dict[str, Any]]) -> str:
         cost.append(f"{float(result['seconds']):.0f} s in all")
     versions = ", ".join(f"{key} {value}" for key, value in (result.get("versions") or {}).items())
     note = "; ".join([*cost, versions] if versions else cost)
-    return table(result["rows"]) + (f"\nMeasured on: {note}.\n" if note else "")
+    told = dict.fromkeys(row["note"] for row in result["rows"] if str(row.get("note")).startswith("told per step"))
+    lines = [*(f"Predictions are {line}." for line in told), *([f"Measured on: {note}."] if note else [])]
+    return table(result["rows"]) + "".join(f"\n{line}\n" for line in lines)
 
 
 def filled(text: str, results: dict[str, dict[str, Any]]) -> str:

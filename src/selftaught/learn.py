@@ -142,14 +142,16 @@ def learn_clips(
     """The job for clips, see `learn_clips.py`; returns the report."""
     size, seed, minutes = asked["size"], asked["seed"], asked["minutes"]
     learner = features_stage(asked["features"], given, size, data)
-    clips = timed(seconds, "reading clips", lambda: open_items(load_class(METHOD), data, base_config(METHOD, size, data)))
+    method = load_class(METHOD)
+    clips: Any = timed(seconds, "reading clips", lambda: open_items(method, data, base_config(METHOD, size, data)))
     configs = configs_of(asked, out / "learn.json")
     if configs is None:
-        configs = first_configs(learner.config, size, data)
+        configs = first_configs(learner.config, size, data, clips.sizes)
         stages = {"features": Stage(learner.method, configs["features"]), "actions": Stage(METHOD, configs["actions"])}
         for name, share in CLIP_SHARES.items():
             if minutes is not None and not (name == "features" and given):
-                items: Any = clips if name == "actions" else open_items(load_class(learner.method), data, learner.config)
+                cls = method if name == "actions" else load_class(learner.method)
+                items: Any = open_items(cls, data, stages[name].config)
                 stages[name] = fit_minutes(stages[name], stages, minutes * share, items, seed, out / name, quiet)
                 configs[name] = stages[name].config
         keep_plan(asked, configs, out / "learn.json")

@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from selftaught.core.config import from_json, read_json, to_json, write_json
 from selftaught.core.errors import RunError
 from selftaught.data.clip_truth import ClipTest
@@ -57,10 +59,20 @@ def configs_of(asked: Mapping[str, Any], path: Path) -> dict[str, TrainConfig] |
     return {k: from_json(load_class(names[k]).Config, c) for k, c in trained.items()}
 
 
-def first_configs(features: TrainConfig, size: str, data: Any) -> dict[str, TrainConfig]:
-    """The configs of a new job, before `minutes` is fitted; the perceptual loss compares the features that are learned first."""
+def first_configs(features: TrainConfig, size: str, data: Any, sizes: np.ndarray) -> dict[str, TrainConfig]:
+    """The configs of a new job, before `minutes` is fitted; the perceptual loss compares the features that are learned first.
+
+    Frames get the shape of the clips, whose heights and widths are `sizes` (N, 2): stretched people are hard to know again.
+    """
     actions: Any = base_config(METHOD, size, data)
-    return {"features": features, "actions": replace(actions, perceptual="features")}
+    return {"features": features, "actions": replace(actions, perceptual="features", width_px=width_for(actions, sizes))}
+
+
+def width_for(config: Any, sizes: np.ndarray) -> int:
+    """Width in pixels that goes with the config's height for clips of sizes (N, 2): their median shape, from 2 to 1 up to 1 to 2."""
+    unit = 8 * config.fold
+    shape = float(np.clip(np.median(sizes[:, 1] / sizes[:, 0]), 0.5, 2.0)) if len(sizes) else config.width_px / config.image_px
+    return max(unit * round(config.image_px * shape / unit), 32)
 
 
 def keep_plan(asked: Mapping[str, Any], configs: Mapping[str, TrainConfig], path: Path) -> None:

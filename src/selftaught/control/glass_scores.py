@@ -17,6 +17,7 @@ from selftaught.control.glass_gma import first_teacher
 from selftaught.data.clip_truth import ClipTest, ClipTruth
 from selftaught.measure import actions as act
 from selftaught.measure.baselines import centre_box
+from selftaught.measure.frechet import frechet_distance, motion_vectors
 from selftaught.measure.score import Score, bootstrap_ci
 from selftaught.measure.video import centre_error, difference_psnr, mask_iou, psnr, ssim
 from selftaught.method import Actions
@@ -24,6 +25,10 @@ from selftaught.nets.video_blocks import to_px
 
 BATCH = 32
 HORIZON = 8
+FILM_REACH_PX = 4
+"""Largest displacement of a quarter of the frame that is told apart in films."""
+FEWEST_FILMS = 6
+"""Fewer films than this on a side have no distribution to be compared."""
 
 
 def glass_scores(model: Any, data: ClipTest) -> dict[str, Score]:
@@ -225,7 +230,25 @@ def prediction_scores(model: Any, data: ClipTest, found: Found) -> dict[str, Sco
             others = {k: v[:, h : h + 1] for k, v in values.items() if k}
             scores[f"psnr_{regime}_{h}"] = score(values[""][:, h : h + 1], "dB", note=f"told per step: {models[''].bits}", **others)
         scores |= last_scores(frames, masks, real, data.truth, regime, T)
+        scores |= film_scores(frames, real) if not forced else {}
     return scores
+
+
+def film_scores(frames: dict[str, Any], real: Any, seed: int = 0) -> dict[str, Score]:
+    """Whether films that are made of first frames move as real ones do: `motion_frechet`, which is not FVD and needs no weights.
+
+    One half of the films is compared with the other half of the real clips; so are, at equal numbers, the real clips of the first half (the
+    floor), and the same with their frames in random order.
+    """
+    half = len(real) // 2
+    if half < FEWEST_FILMS:
+        return {}
+    order = np.random.default_rng(seed).permuted(np.tile(np.arange(real.shape[1]), (half, 1)), axis=1)
+    films = {k: f[:half] for k, f in frames.items()} | {"real": real[:half], "real, frames shuffled": real[np.arange(half)[:, None], order]}
+    other = motion_vectors(real[half : 2 * half], FILM_REACH_PX)
+    away = {k: frechet_distance(motion_vectors(f, FILM_REACH_PX), other) for k, f in films.items()}
+    nan, note = (float("nan"), float("nan")), f"{half} films against {half} real clips, from the first frame alone"
+    return {"motion_frechet_ar": Score(away.pop(""), half, nan, "lower", "distance of motion vectors", away, note)}
 
 
 def last_scores(frames: dict[str, Any], masks: dict[str, Any], real: Any, truth: ClipTruth | None, regime: str, T: int) -> dict[str, Score]:

@@ -137,7 +137,8 @@ def _rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
 
 def _row(name: str, score: Mapping[str, Any]) -> dict[str, str]:
     value, (low, high) = score.get("value"), (score.get("ci95") or (None, None))
-    interval = "" if low is None or high is None else f"{words.number(low)} to {words.number(high)}"
+    # A score of all clips together has no interval: both of its ends are the value.
+    interval = "" if low is None or high is None or low == high else f"{words.number(low)} to {words.number(high)}"
     baselines = ", ".join(f"{k.replace('_', ' ')} {words.number(v)}" for k, v in (score.get("baselines") or {}).items())
     unit, note = str(score.get("unit") or ""), str(score.get("note") or "")
     return {"name": name, "value": words.number(value), "unit": unit, "interval": interval, "baselines": baselines, "note": note}
