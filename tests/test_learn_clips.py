@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from selftaught.learn_clips import in_words
-from selftaught.report.clip_page import _rows, next_steps
+from selftaught.report.clip_page import next_steps, score_rows
 
 
 def score(value: float, note: str = "", **baselines: float) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def test_a_drawing_is_not_praised_for_what_it_does_without_its_actions() -> None
 
 
 def test_notes_are_said_once_and_slow_clips_get_a_hint() -> None:
-    rows = _rows({"a": score(1, "told 4 numbers"), "b": score(2, "told 4 numbers"), "c": score(3, "else")})
+    rows = score_rows({"a": score(1, "told 4 numbers"), "b": score(2, "told 4 numbers"), "c": score(3, "else")})
     assert [row["note"] for row in rows] == ["told 4 numbers", "", "else"]
     hint = [step for step in next_steps(Path("run"), slow=True) if "every=3" in step.command]
     assert len(hint) == 1 and not any("every=" in step.command for step in next_steps(Path("run")))
