@@ -1,4 +1,4 @@
-"""The report of solid objects: written by `evaluate`, from held-out pictures, with all that was found in each; escaped, without addresses."""
+"""The report of solid objects: written by `evaluate` from held-out pictures, with all that was found in each; words are escaped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from test_reconstruct import ball
 
 from selftaught.core.config import read_json
 from selftaught.data.sources import open_data
@@ -22,6 +21,7 @@ from selftaught.report.solid_page import SolidReport, render
 from selftaught.solid_report import CLOSED_DEG, PX, found_solid, nearness
 from selftaught.train import train
 from selftaught.worlds.meshes import writing
+from test_reconstruct import ball
 
 HOSTILE = "</p><script>alert(1)</script>"
 

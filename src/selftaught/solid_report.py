@@ -52,7 +52,7 @@ def report_solids(run: Path, method: Method, opened: EvalData, scored: Mapping[s
 
 def in_words(solid: bool) -> str:
     """One paragraph for people who know nothing of the method."""
-    made = "the solid object in each, with its surface and colours, and from where it is seen" if solid else "from where each object is seen"
+    made = "from where each object is seen" + ", and its solid shape with its colours" * solid
     return f"The machine looked at single pictures of objects of one kind, without any label. It learned to tell {made}."
 
 
