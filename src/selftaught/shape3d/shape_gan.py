@@ -182,9 +182,14 @@ class Critic(nn.Module):
 
 
 def hidden(seen: Rendering, background: Tensor) -> Tensor:
-    """Mean share of the pixels where an object is, but has the colour of its background (B, 3, S, S)."""
-    away = (seen.image - background).abs().mean(1)
-    return (seen.mask * (-away / HIDDEN).exp()).mean()
+    """Mean share of the pixels where an object is, but has the colour of its background (B, 3, S, S).
+
+    The gradient moves contours alone: objects should become smaller there, and not be painted in colours that real ones do not have.
+    """
+    with torch.no_grad():
+        away = (seen.image - background).abs().mean(1) / seen.mask.clamp_min(0.05)
+        alike = (-away / HIDDEN).exp()
+    return (seen.mask * alike).mean()
 
 
 @contextmanager
