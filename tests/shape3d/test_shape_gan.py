@@ -111,7 +111,8 @@ def test_hinges_act_where_they_should() -> None:
 
 
 def test_what_hides_before_its_background_is_pressed_out() -> None:
-    seen = Rendering(torch.full((1, 3, 2, 2), 0.5), torch.tensor([[[1.0, 1.0], [0.5, 0.0]]]), torch.zeros(1, 2, 2), None, torch.zeros(1, 2, 2))
+    nothing, mask = torch.zeros(1, 2, 2), torch.tensor([[[1.0, 1.0], [0.5, 0.0]]])
+    seen = Rendering(torch.full((1, 3, 2, 2), 0.5), mask, nothing, None, nothing)
     ground = torch.full((1, 3, 2, 2), 0.5)
     ground[..., 0, 1], ground[..., 1, 0] = 0.2, 0.3  # the object shows here, all of it and one half
     assert float(hidden(seen, ground)) == pytest.approx((1 + math.exp(-0.3 / HIDDEN) + 0.5 * math.exp(-0.4 / HIDDEN)) / 4, rel=1e-5)
