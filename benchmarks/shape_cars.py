@@ -22,7 +22,8 @@ from shape3d import CONTROL_STEPS, SHOWN, one_run, pictures, rows_of
 CARS = (
     "all_sides=true", "fov_rad=0.5236", "elevation=(0.05,0.40)", "pose_noise_rad=0.0", "azimuth_error_rad=0.07",
     "ambient=(0.45,0.60)", "diffuse=(0.40,0.55)", "light_spread=(0.5,0.3,0.7)", "start=(0.45,0.45,0.45)", "start_lr_scale=10.0",
-    "area=(0.05,0.45)", "thin_least=0.2", "rough_weight=15.0", "real_pose_weight=2.0", "background_lr_scale=0.1", "lr=5e-4",
+    "area=(0.05,0.45)", "thin_least=0.2", "rough_weight=15.0", "real_pose_weight=2.0", "background_lr_scale=0.1",
+    "hidden_weight=3.0", "lr=5e-4",
 )  # fmt: skip
 FOUND = ("generator_lr_frac=1.0", "told_weight=2.0", "tight_weight=1.5")
 STEPS = {"shape_gan": 1200, "shape_autoencoder": 700}

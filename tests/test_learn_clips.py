@@ -10,7 +10,7 @@ import pytest
 
 from selftaught.control.glass import GLASS
 from selftaught.learn_clips import in_words, width_for
-from selftaught.report.clip_page import _rows, next_steps
+from selftaught.report.clip_page import next_steps, score_rows
 
 
 def score(value: float, note: str = "", **baselines: float) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def test_a_drawing_is_not_praised_for_what_it_does_without_its_actions() -> None
 
 
 def test_notes_are_said_once_and_slow_clips_get_a_hint() -> None:
-    rows = _rows({"a": score(1, "told 4 numbers"), "b": score(2, "told 4 numbers"), "c": score(3, "else")})
+    rows = scorescore_rows({"a": score(1, "told 4 numbers"), "b": score(2, "told 4 numbers"), "c": score(3, "else")})
     assert [row["note"] for row in rows] == ["told 4 numbers", "", "else"]
     hint = [step for step in next_steps(Path("run"), slow=True) if "every=3" in step.command]
     assert len(hint) == 1 and not any("every=" in step.command for step in next_steps(Path("run")))
@@ -47,7 +47,7 @@ def test_notes_are_said_once_and_slow_clips_get_a_hint() -> None:
 
 def test_a_score_of_all_clips_together_shows_no_interval() -> None:
     together = {**score(4.1), "ci95": [4.1, 4.1]}
-    assert [row["interval"] for row in _rows({"codes": together, "psnr": score(30.0)})] == ["", "29.0 to 31.0"]
+    assert [row["interval"] for row in score_rows({"codes": together, "psnr": score(30.0)})] == ["", "29.0 to 31.0"]
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ def evaluate(
         json: write {"run", "data", "scores": {name: {"value", "n", "ci95", "better", "baselines"}}} there too.
         limit: use at most so many pictures of each part.
 
+    Of methods that see viewpoints or solid objects, `run`/report.html is written as well: reconstructions, panels, scores and curves.
+
     Returns:
         name -> Score; empty where the data hold no truth that the method can be measured with.
     """
@@ -85,6 +87,10 @@ def evaluate(
     write_json(run / "scores.json", result)
     if json is not None:
         write_json(json, result)
+    if isinstance(opened, EvalData) and "viewpoint" in method.capabilities:
+        from selftaught.solid_report import report_solids
+
+        report_solids(run, method, opened, result)
     return scores
 
 

@@ -138,11 +138,14 @@ def glb(shape: Shapes) -> bytes:
 
 def turntable(shape: Shapes, px: int, frames: int = FRAMES) -> np.ndarray[Any, Any]:
     """(T, px, px, 3) uint8: the object on white from all sides, or swinging when its surface is open; light from above the camera."""
-    topology = Topology(shape.faces, shape.points.shape[1])
-    swings = is_open(shape.points[0], shape.faces)
     phase = torch.arange(frames) * 2 * math.pi / frames
-    azimuth = SWING_RAD * phase.sin() if swings else phase
-    still = torch.zeros(frames)
+    return turned(shape, SWING_RAD * phase.sin() if is_open(shape.points[0], shape.faces) else phase, px)
+
+
+def turned(shape: Shapes, azimuth: Tensor, px: int) -> np.ndarray[Any, Any]:
+    """(T, px, px, 3) uint8: the object on white from azimuths (T,); light from above the camera. `shape` is a batch of one."""
+    frames = len(azimuth)
+    topology, still = Topology(shape.faces, shape.points.shape[1]), torch.zeros(frames)
     points = shape.points.expand(frames, -1, -1)
     distance, focal = framing(shape)
     camera = Camera(

@@ -9,9 +9,11 @@ from selftaught.measure.mesh import (
     chamfer,
     ellipsoid_like,
     in_unit_cube,
+    inside_silhouettes,
     relief_correlation,
     sample_surface,
     shape_scores,
+    solid_thickness,
     surface_distance,
     thickness,
 )
@@ -55,6 +57,21 @@ def test_thickness_tells_a_card_from_a_ball() -> None:
     assert thickness(SPHERE[0]) > 0.98 and thickness(sample_surface(*CARD)) < 1e-6
     assert thickness(SPHERE[0] * [1, 1, 0.3]) == pytest.approx(0.3, abs=0.01)
     assert thickness(np.zeros((5, 3))) == 0
+
+
+def test_thickness_of_solids_is_that_of_what_silhouettes_enclose() -> None:
+    points, faces = SPHERE
+    half = np.array([1.0, 0.3, 0.5])
+    inside = inside_silhouettes(points * half, faces) * 2  # the longest half axis is 1 again
+    within = ((inside / half) ** 2).sum(1) <= 1.1**2
+    assert within.mean() > 0.97 and len(inside) == pytest.approx(np.pi / 6 * 24**3, rel=0.15)
+    assert solid_thickness(points * half, faces) == pytest.approx(0.3, rel=0.03)
+    assert solid_thickness(*CARD) < 0.02
+    # What is hidden inside, as the insides of wheels are, changes what samples of the surface say, not what can be seen.
+    hidden = points * [0.9, 0.02, 0.02]
+    both = (np.concatenate([points * half, *[hidden] * 20]), np.concatenate([faces + k * len(points) for k in range(21)]))
+    assert solid_thickness(*both) == pytest.approx(solid_thickness(points * half, faces), rel=1e-6)
+    assert abs(thickness(sample_surface(*both)) / thickness(sample_surface(points * half, faces)) - 1) > 0.05
 
 
 def test_scores_stand_beside_the_ellipsoid() -> None:

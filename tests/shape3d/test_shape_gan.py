@@ -13,8 +13,8 @@ import torch
 
 from selftaught.data.evalset import open_eval
 from selftaught.method import EvalData, Progress, SeesViewpoints
-from selftaught.nets.renderer import rotation_from_angles
-from selftaught.shape3d.shape_gan import Real, ShapeGAN, estimated_angles, mirror_plane
+from selftaught.nets.renderer import Rendering, Topology, perspective_camera, render, rotation_from_angles, uv_sphere
+from selftaught.shape3d.shape_gan import HIDDEN, Real, ShapeGAN, estimated_angles, hidden, mirror_plane
 from selftaught.worlds.meshes import writing
 
 TINY = ShapeGAN.sizes["tiny"]
@@ -108,6 +108,36 @@ def test_hinges_act_where_they_should() -> None:
     with torch.no_grad():
         m.maker.base[2] = -4
     assert m.loss(batch(), "maker", Progress(0, 10))[1]["thin"] > 0.9
+
+
+def test_what_hides_before_its_background_is_pressed_out() -> None:
+    nothing, mask = torch.zeros(1, 2, 2), torch.tensor([[[1.0, 1.0], [0.5, 0.0]]])
+    seen = Rendering(torch.full((1, 3, 2, 2), 0.5), mask, nothing, None, nothing)
+    ground = torch.full((1, 3, 2, 2), 0.5)
+    ground[..., 0, 1], ground[..., 1, 0] = 0.2, 0.3  # the object shows here, all of it and one half
+    assert float(hidden(seen, ground)) == pytest.approx((1 + math.exp(-0.3 / HIDDEN) + 0.5 * math.exp(-0.4 / HIDDEN)) / 4, rel=1e-5)
+    # A ball whose upper half is painted like the background shrinks there; one that shows everywhere stays nearly as it is.
+    points, faces, uv, uv_faces = uv_sphere(16, 24)
+    sizes = []
+    for colours in ((0.5, 0.0), (1.0, 0.0)):
+        texture = torch.tensor(colours).repeat_interleave(8).reshape(1, 1, 16, 1).expand(1, 3, 16, 16)
+        height = torch.nn.Parameter(torch.tensor([0.5, 0.5]))  # of the upper half and of the lower
+        for _ in range(10):
+            grown = points * torch.where(points[:, 1:2] > 0, height[0], height[1])
+            camera = perspective_camera(torch.zeros(1), distance=5.0)
+            topology = Topology(faces, len(points), uv_faces)
+            made = render(grown[None], topology, camera, 32, texture=texture, uv=uv, background=torch.full((1,), 0.5))
+            (slope,) = torch.autograd.grad(hidden(made, torch.full((1, 3, 32, 32), 0.5)), height)
+            height = torch.nn.Parameter(height.detach() - 1.2 * slope)
+        sizes.append(height.detach())
+    assert sizes[0][0] < 0.35 and float(sizes[0][1]) > 0.45 and float(sizes[1].min()) > 0.45
+
+
+def test_real_pictures_are_made_smaller_by_plain_means() -> None:
+    pictures = torch.rand(2, 3, 32, 32)
+    wanted = pictures.reshape(2, 3, 16, 2, 16, 2).mean((3, 5))
+    torch.testing.assert_close(method().reduced(pictures), wanted)
+    assert method().reduced(wanted) is wanted and method().reduced(torch.rand(1, 3, 20, 24)).shape == (1, 3, 16, 16)
 
 
 def test_estimates_are_kept_and_made_anew_when_they_do_not_fit(tmp_path: Path) -> None:

@@ -76,6 +76,44 @@ def thickness(points: Any) -> float:
     return float(np.sqrt(max(values[0], 0) / values[-1])) if values[-1] > 0 else 0.0
 
 
+def inside_silhouettes(points: Any, faces: Any, steps: int = 24, px: int = 64) -> Array:
+    """Points (N, 3) of a grid of `steps`^3 over the surface's box that lie inside its silhouettes from 21 directions all around.
+
+    That is the solid as far as outlines tell it (the visual hull, Laurentini 1994): faces inside of an object, which no picture
+    shows, and how much area lies where do not count. In the surface's unit cube; fewer than 4 for cards.
+    """
+    import torch
+
+    from selftaught.nets.renderer import Topology, icosphere, orthographic_camera, render
+
+    cube = torch.from_numpy(in_unit_cube(points, faces)).float()
+    axes = icosphere(1)[0].double()
+    # One of each two opposite directions: their silhouettes are mirror images.
+    axes = axes[[k for k, axis in enumerate(axes.round(decimals=6).tolist()) if axis > [-x for x in axis]]].float()
+    azimuth, elevation = torch.atan2(axes[:, 0], axes[:, 2]), axes[:, 1].clamp(-1, 1).asin()
+    camera = orthographic_camera(azimuth, elevation, torch.zeros_like(azimuth), scale=1.1)
+    many = cube.expand(len(axes), -1, -1)
+    mask = render(many, Topology(torch.as_tensor(faces), len(cube)), camera, px, antialias=False).face >= 0
+    line = (torch.arange(steps) + 0.5) / steps - 0.5
+    size = 2 * cube[torch.as_tensor(np.unique(faces))].abs().amax(0)
+    grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).reshape(-1, 3) * size
+    place = camera.screen(grid.expand(len(axes), -1, -1), px, px).xy.long().clamp(0, px - 1)
+    inside = mask[torch.arange(len(axes))[:, None], place[..., 1], place[..., 0]].all(0)
+    found: Array = grid[inside].double().numpy()
+    return found
+
+
+def solid_thickness(points: Any, faces: Any) -> float:
+    """`thickness` of the solid inside the silhouettes of a surface; 0 for a card that has none."""
+    inside = inside_silhouettes(points, faces)
+    return thickness(inside) if len(inside) > 3 else 0.0
+
+
+def thickness_error(found: float, true: float) -> float:
+    """How far a thickness is from the true one, as a share of it."""
+    return abs(found / max(true, 1e-9) - 1)
+
+
 def relief_correlation(first: tuple[Array, Array], second: tuple[Array, Array], px: int = 48) -> float:
     """Correlation of the depths of two surfaces (points, faces) seen from the front, each in its own unit cube, where both are seen.
 
@@ -119,8 +157,8 @@ def shape_scores(
     """Chamfer distance and thickness of shapes, each (points, faces), against true ones.
 
     Baselines of `chamfer`: an ellipsoid with the true box, a sphere, and the mean of the true shapes where there is one.
-    `thickness_error` is |predicted / true - 1|; its baseline is a flat card. `thick_enough` is the share for which that is below 0.25:
-    billboards fail. `relief` is the correlation of depths seen from the front: hollow moulds are below 0.
+    `thickness_error` is |predicted / true - 1| of `solid_thickness`; its baseline is a flat card. `thick_enough` is the share for which
+    that is below 0.25: billboards fail. `relief` is the correlation of depths seen from the front: hollow moulds are below 0.
     """
     if len(shapes) != len(truths) or not truths:
         raise ValueError(f"expected as many shapes as true ones, at least one, got {len(shapes)} and {len(truths)}")
@@ -129,14 +167,20 @@ def shape_scores(
     if mean_truth is not None:
         rivals["mean_shape (oracle)"] = []
     own, thick, relief = [], [], []
+    known: dict[int, float] = {}
+
+    def thickest(surface: tuple[Array, Array]) -> float:
+        if id(surface[0]) not in known:  # a mean shape is held against many
+            known[id(surface[0])] = solid_thickness(*surface)
+        return known[id(surface[0])]
+
     for shape, truth in zip(shapes, truths, strict=True):
         own.append(surface_distance(*shape, *truth, count))
         rivals["ellipsoid"].append(surface_distance(*ellipsoid_like(*truth), *truth, count))
         rivals["sphere"].append(surface_distance(*sphere, *truth, count))
         if mean_truth is not None:
             rivals["mean_shape (oracle)"].append(surface_distance(*mean_truth, *truth, count))
-        clouds = [sample_surface(*one, count) for one in (shape, truth)]
-        thick.append(abs(thickness(clouds[0]) / max(thickness(clouds[1]), 1e-9) - 1))
+        thick.append(thickness_error(thickest(shape), thickest(truth)))
         relief.append(relief_correlation(shape, truth))
     return {
         "chamfer": score_of(own, better="lower", unit="of the longest side", baselines=rivals),

@@ -65,7 +65,7 @@ def render(model: Plays, report: ClipReport) -> bytes:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["plain"] = words.plain
     text = environment.from_string(_source("clips.html")).render(
-        head=Markup(_head(report.title)), title=report.title, learned=report.learned, facts=list(report.facts), clips=len(clips),
+        head=Markup(head_of(report.title)), title=report.title, learned=report.learned, facts=list(report.facts), clips=len(clips),
         layers=data_uri(films.layer_panel(model, clips[: films.SHOWN]), kind="png"),
         **{"global": [_film(n, f) for n, f in films.global_films(model, first, int(usage.argmax())).items()]},
         local=[
@@ -75,7 +75,7 @@ def render(model: Plays, report: ClipReport) -> bytes:
         timelines=[_timeline(key, clip, parsed, i) for i, (key, clip) in enumerate(zip(report.keys, clips[:TIMELINES], strict=False))],
         rollouts=[_film(key, torch.stack([clip, made])) for key, clip, made in zip(report.keys, clips, played, strict=False)],
         bits=f"told per step: 4 numbers for the motion of agent and background, and one of {model.codes} local actions",
-        scores=_rows(report.content.scores), notes="; ".join(report.notes),
+        scores=score_rows(report.content.scores), notes="; ".join(report.notes),
         stages=stage_rows(report.content), steps=[{"command": c, "does": d} for c, d in report.content.how_to_go_on],
     )  # fmt: skip
     return text.encode("utf-8", "backslashreplace")
@@ -98,7 +98,7 @@ def _source(name: str) -> str:
     return resources.files("selftaught.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _head(title: str) -> str:
+def head_of(title: str) -> str:
     """The head of the report of pictures, with its style, up to the end of that."""
     head, end, _ = _source("template.html").partition("</style>")
     return head.replace("{{ title | plain }}", str(Markup.escape(words.plain(title)))) + end
@@ -125,7 +125,7 @@ def _arrow(dx: float, dy: float) -> str:
     return "→↘↓↙←↖↑↗"[round(math.atan2(dy, dx) / (math.pi / 4)) % 8]
 
 
-def _rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
     """Rows of the table; a note that many rows share is said once."""
     rows, said = [_row(name, score) for name, score in scores.items()], set[str]()
     for row in rows:

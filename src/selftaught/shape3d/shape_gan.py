@@ -31,7 +31,7 @@ from selftaught.core.atomic import replacing
 from selftaught.measure.score import Score
 from selftaught.measure.viewpoint import angles_of
 from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, TrainConfig
-from selftaught.nets.renderer import rotation_from_angles
+from selftaught.nets.renderer import Rendering, rotation_from_angles
 from selftaught.shape3d.mesh_generator import (
     START,
     MeshGenerator,
@@ -45,6 +45,8 @@ from selftaught.shape3d.mesh_generator import (
 )
 from selftaught.shape3d.solid_scores import generator_scores
 
+HIDDEN = 0.06
+"""Difference of colours at which an object counts as hidden before its background by 1 / e."""
 PLANE_RAD, PLANE_SURE = 0.05, 0.5
 """Planes of symmetry nearer to azimuth 0 are left where they are, and those that pictures agree less on."""
 
@@ -123,6 +125,9 @@ class ShapeGANConfig(TrainConfig):
     """Least deviation of the points along their shortest axis, as a share of that along the longest: a card has 0."""
     thin_weight: float = 20.0
     """Weight of being thinner."""
+    hidden_weight: float = 0.0
+    """Weight of the share of the picture where objects cannot be told from what is behind them: what is painted in the background's colour
+    does not show, so that without this surfaces may reach beyond the object that is seen."""
     ema: float = 0.998
     """Momentum of the average of the generator, which makes what is shown and scored."""
 
@@ -174,6 +179,17 @@ class Critic(nn.Module):
         found = self.reader(seen).float()
         direction = found[:, :2] / (found[:, :2].square().sum(1, keepdim=True) + 1e-6).sqrt()
         return torch.cat([direction, found[:, 2:4]], 1), found[:, 4:]
+
+
+def hidden(seen: Rendering, background: Tensor) -> Tensor:
+    """Mean share of the pixels where an object is, but has the colour of its background (B, 3, S, S).
+
+    The gradient moves contours alone: objects should become smaller there, and not be painted in colours that real ones do not have.
+    """
+    with torch.no_grad():
+        away = (seen.image - background).abs().mean(1) / seen.mask.clamp_min(0.05)
+        alike = (-away / HIDDEN).exp()
+    return (seen.mask * alike).mean()
 
 
 @contextmanager
@@ -322,6 +338,10 @@ class ShapeGAN(Method):
         side = (self.config.px, self.config.px)
         if tuple(images.shape[-2:]) == side:
             return images
+        if images.shape[-1] == images.shape[-2] and images.shape[-1] % side[0] == 0:
+            # Plain means: contours then are as wide as those of the renderer, which are shares of pixels. Wider ones of real
+            # pictures are imitated by a rim of the background's colour, that is by surfaces that are too large.
+            return functional.avg_pool2d(images, images.shape[-1] // side[0])
         return functional.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
 
     def draw_views(self, angles: Tensor) -> Views:
@@ -394,6 +414,7 @@ class ShapeGAN(Method):
             "rough": (c.rough_weight, self.maker.roughness(solids.points).mean()), "area": (c.area_weight, beyond.mean()),
             "frame": (c.frame_weight, self.maker.leaving(solids.points, views).mean()),
             "thin": (c.thin_weight, thinness(solids.points, c.thin_least).mean()),
+            "hidden": (c.hidden_weight, hidden(seen, solids.background)),
         }  # fmt: skip
         total = torch.stack([weight * term for weight, term in terms.values()]).sum()
         return total, {name: float(term.detach()) for name, (_, term) in terms.items()} | {"covers": float(covered.detach().mean())}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from selftaught.measure.mesh import in_unit_cube, shape_scores
+from selftaught.measure.mesh import THICK_WITHIN, in_unit_cube, shape_scores, solid_thickness, thickness_error
 from selftaught.measure.patches import patch_kid
 from selftaught.measure.score import Score, score_of
 from selftaught.measure.viewpoint import (
@@ -87,7 +87,12 @@ def generator_scores(method: Any, data: EvalData) -> dict[str, Score]:
         points = solids.points.double().numpy() @ frame
         scores |= shape_scores([(points.mean(0), faces)] * len(truths), truths, mean_surface(truths))
         single = shape_scores([(one, faces) for one in points], truths)
+        # Made objects are no one's in particular: nor are true ones that are held against each other.
+        thick = [solid_thickness(*one) for one in truths]
+        others = np.array([thickness_error(a, b) for a, b in zip(thick, thick[1:] + thick[:1], strict=True)])
         scores["thickness_error"], scores["thick_enough"] = single["thickness_error"], single["thick_enough"]
+        scores["thickness_error"].baselines["another true object (oracle)"] = float(others.mean())
+        scores["thick_enough"].baselines["another true object (oracle)"] = float((others < THICK_WITHIN).mean())
         first = method.untrained(data.seed).sample(len(rows), data.seed).points.double().numpy() @ frame
         beginning = shape_scores([(first.mean(0), faces)] * len(truths), truths)
         scores["chamfer"].baselines["untrained"] = beginning["chamfer"].value
