@@ -39,7 +39,7 @@ def test_a_drawing_is_not_praised_for_what_it_does_without_its_actions() -> None
 
 
 def test_notes_are_said_once_and_slow_clips_get_a_hint() -> None:
-    rows = scorescore_rows({"a": score(1, "told 4 numbers"), "b": score(2, "told 4 numbers"), "c": score(3, "else")})
+    rows = score_rows({"a": score(1, "told 4 numbers"), "b": score(2, "told 4 numbers"), "c": score(3, "else")})
     assert [row["note"] for row in rows] == ["told 4 numbers", "", "else"]
     hint = [step for step in next_steps(Path("run"), slow=True) if "every=3" in step.command]
     assert len(hint) == 1 and not any("every=" in step.command for step in next_steps(Path("run")))
