@@ -17,7 +17,7 @@ from PIL import Image
 from selftaught.core.errors import SelftaughtError
 from selftaught.playing import SHIPPED
 from selftaught.web.session import UNDO, Session
-from selftaught.web.stage import LABELLED, Stage, ways_of
+from selftaught.web.stage import LABELLED, Scene, Stage, ways_of
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,16 @@ def test_a_goal_that_was_walked_to_is_planned_to_from_the_beginning(session: Ses
     goal = session.do({"do": "goal", "from": "now"})["goal"]
     assert session.do({"do": "reset"})["goal"] == goal
     assert session.do({"do": "reset", "scene": 1})["goal"] != goal
+
+
+def test_a_clip_s_goal_lies_on_the_ground_that_is_played_on(stage: Stage) -> None:
+    rng = np.random.default_rng(0)
+    wide = np.kron(rng.random((1, 3, 12, 20), np.float32), np.ones((1, 1, 6, 6), np.float32))
+    views = [torch.tensor(wide[..., 8:56, 2 + t : 66 + t]) for t in range(7)]  # nothing but the camera moves
+    own = Session(Stage(stage.playable, [Scene(torch.stack(views, 1))], ways=stage.ways))
+    assert own.goal is not None and float((views[6] - views[0]).abs().mean()) > 0.1
+    assert torch.equal(own.goal[..., 6:], views[0][..., 6:])
+    assert pixels(own.do({"do": "hello"})["goal"]).shape == (48, 64, 3)
 
 
 def test_the_films_of_actions_are_what_they_do(session: Session) -> None:

@@ -78,9 +78,14 @@ class Session:
         self.number = number
         self.moments.clear()
         self.moments.append(Moment(self.playable.model.start(first), world, None))
-        at = min(GOAL_AFTER, self.scene.clip.shape[1] - 1)
-        self.goal = self.scene.clip[:, at] if at else None
+        self.goal = self.of_clip()
         self.keep()
+
+    def of_clip(self) -> Tensor | None:
+        """Where the scene's own clip went, on the ground of its beginning: the camera of a clip moves, that of the play stays."""
+        clip = self.scene.clip
+        at = min(GOAL_AFTER, clip.shape[1] - 1)
+        return same_ground(clip[:, 0], clip[:, at]) if at else None
 
     def hello(self, request: dict[str, Any]) -> dict[str, Any]:
         """Everything the page needs to draw itself, at the beginning and after a reload."""
@@ -163,8 +168,7 @@ class Session:
         if where == "now":
             self.goal = self.playable.model.render(self.moments[-1].state)
         else:
-            at = min(GOAL_AFTER, self.scene.clip.shape[1] - 1)
-            self.goal = self.scene.clip[:, at] if at else None
+            self.goal = self.of_clip()
         return self.aims()
 
     def make_plan(self, request: dict[str, Any]) -> dict[str, Any]:
