@@ -116,6 +116,15 @@ def test_the_films_of_actions_are_what_they_do(session: Session) -> None:
     assert np.abs(pixels(films[2][0]).astype(int) - one).max() <= 1, "from where the play is, not from its last picture alone"
 
 
+def test_films_are_given_up_when_something_else_is_asked(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, step = [], session.playable.model.step
+    monkeypatch.setattr(session.playable.model, "step", lambda *a: steps.append(0) or step(*a))
+    session.hurried = lambda: len(steps) >= 2
+    assert session.do({"do": "effects"}) == {"stale": True} and len(steps) == 2
+    session.hurried = lambda: False
+    assert len(session.do({"do": "effects"})["effects"]) == len(session.playable.keys)
+
+
 def test_a_plan_is_made_of_keys_that_come_nearer(session: Session) -> None:
     told = session.do({"do": "plan"})
     assert all(0 <= k < len(session.playable.keys) for k in told["plan"])
