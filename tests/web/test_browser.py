@@ -253,6 +253,10 @@ def test_dark_phone_and_mask(browser: Any, server: Server) -> None:
             "[...document.querySelectorAll('main button')].filter(b => b.offsetParent && b.offsetHeight < 34).length"
         )
         assert small == 0, "buttons can be touched"
+        tops = "new Set([...document.querySelectorAll('#undo, #reset, #masks, #record')].map(b => b.offsetTop)).size"
+        page.click("#record")
+        until(page, "document.getElementById('record').textContent.startsWith('Stop')")
+        assert page.evaluate(tops) == 1, "recording moves nothing on the page"
         until(page, "films.length > 0")
         shot(page, f"{'phone' if width < 800 else 'desktop'}-{scheme}-mask")
         assert page.problems == []
