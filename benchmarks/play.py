@@ -47,10 +47,10 @@ from selftaught.worlds import making, w_sprites
 from selftaught.worlds.sprites_play import SpritesPlay
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PANEL = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "play" / "transfer.png"
+PANELS = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "play"
 GAP = 6
 """Steps of the true clip from start to goal."""
-LABELS = 40
+LABELS, FEW_LABELS = 40, 10
 
 
 class Asked:
@@ -74,18 +74,15 @@ class Asked:
         clips = torch.stack([self.drawn(s) for s in labelled])
         parsed = self.model.parse(clips).actions
         true = np.concatenate([self.world.codes_of(s.moves[1:], s.locals[1:]) for s in labelled])
-        rows = torch.from_numpy(few(true, LABELS))
-        flat = Actions(*(x.flatten(0, 1) for x in parsed))
-        L = len(self.world.pairs)
-        self.names = Names.fit(
-            Actions(*(x[rows] for x in flat)),
-            torch.from_numpy(true)[rows],
-            self.run.method.codes,
-            L,
-            self.run.vectors(),
-        )
-        ways = np.array([pair[0] for pair in self.world.pairs])
-        self.named_right = (ways[self.names.label(flat).numpy()] == ways[true]).astype(float)
+        ways, flat = np.array([pair[0] for pair in self.world.pairs]), Actions(*(x.flatten(0, 1) for x in parsed))
+        self.named_right: dict[int, np.ndarray] = {}
+        """By how many labelled steps: whether the way of each of the other steps of 24 clips is named right."""
+        for count in (FEW_LABELS, LABELS):
+            rows = torch.from_numpy(few(true, count))
+            some = Actions(*(x[rows] for x in flat))
+            self.names = Names.fit(some, torch.from_numpy(true)[rows], self.run.method.codes, len(ways), self.run.vectors())
+            right = ways[self.names.label(flat).numpy()] == ways[true]
+            self.named_right[count] = np.delete(right, rows).astype(float)
 
     def shuffled(self, actions: Actions) -> Actions:
         """Actions (N, n) in the place of others: as usual as they were, and told by nothing."""
@@ -386,9 +383,13 @@ def plan_rows(asked: list[Asked]) -> list[dict[str, Any]]:
         hits, n = int(sum(m.sum() for m in mine)), sum(len(m) for m in mine)
         note = f"goal {GAP} steps away, one plan, names from {LABELS} labelled steps"
         rows.append(row(name, "share reached", [float(m.mean()) for m in mine], n, wilson_ci(hits, n), beside, note, at == 0))
-    right = [float(a.named_right.mean()) for a in asked]
-    rows.append(row("named_way", "share right", right, len(asked[0].named_right), None, {}, f"{LABELS} labelled steps name all codes"))
     return rows
+
+
+def name_rows(asked: list[Asked]) -> list[dict[str, Any]]:
+    many, ten = ([float(a.named_right[count].mean()) for a in asked] for count in (LABELS, FEW_LABELS))
+    beside, note = {f"{FEW_LABELS} labelled steps": float(np.mean(ten))}, f"{LABELS} labelled steps name all codes"
+    return [row("named_way", "share right", many, len(asked[0].named_right[LABELS]), None, beside, note)]
 
 
 def speed_rows(asked: list[Asked]) -> list[dict[str, Any]]:
@@ -451,7 +452,7 @@ def prediction_rows(asked: list[Asked]) -> list[dict[str, Any]]:
 
 
 QUESTIONS = {
-    "energy": energy_rows, "plan": plan_rows, "speed": speed_rows, "transfer": transfer_rows, "whatif": whatif_rows,
+    "energy": energy_rows, "plan": plan_rows, "names": name_rows, "speed": speed_rows, "transfer": transfer_rows, "whatif": whatif_rows,
     "prediction": prediction_rows,
 }  # fmt: skip
 
@@ -467,9 +468,9 @@ def main() -> None:
     with torch.no_grad():
         asked = [Asked(a.data, run, a.clips) for run in a.runs]
         method = asked[0].run.method.name
-        if method == "lapo":
-            panel(asked[0], PANEL)
-        path = RESULTS / ("play.json" if method == "lapo" else f"play_{method}.json")
+        behind = "" if method == "lapo" else f"_{method}"
+        panel(asked[0], PANELS / f"transfer{behind}.png")
+        path = RESULTS / f"play{behind}.json"
         before = read_json(path) if path.is_file() and len(a.only) < len(QUESTIONS) else {"rows": [], "seconds": 0.0}
         for name in a.only:
             new = [{**r, "method": method} for r in QUESTIONS[name](asked)]

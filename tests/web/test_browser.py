@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra `web` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -204,6 +206,27 @@ def test_a_recording_is_downloaded(page: Any) -> None:
     assert page.problems == []
 
 
+def test_a_picture_of_one_s_own_is_begun_from_and_what_is_none_is_refused(page: Any, tmp_path: Path) -> None:
+    first, good, bad = seen(page), tmp_path / "own.png", tmp_path / "bad.png"
+    Image.fromarray(np.full((300, 400, 3), (30, 90, 200), np.uint8)).save(good)
+    bad.write_bytes(b"no picture")
+    page.set_input_files("#file", bad)
+    until(page, "document.getElementById('toast').textContent.startsWith('This file is no picture')")
+    assert seen(page) == first
+    page.set_input_files("#file", good)
+    until(page, "document.getElementById('parsed').textContent.startsWith('a single picture')")
+    blue = page.evaluate("[...document.getElementById('model').getContext('2d').getImageData(20, 20, 1, 1).data.slice(0, 3)]")
+    assert np.abs(np.array(blue) - (30, 90, 200)).max() < 6
+    assert page.locator("#plan").is_disabled() and page.locator("#again").is_disabled() and page.problems == []
+
+
+def test_the_actions_read_from_a_clip_are_done(page: Any) -> None:
+    read = page.locator("#parsed .chip").all_inner_texts()
+    page.click("#again")
+    until(page, f"document.querySelectorAll('#done .chip').length >= {len(read)}")
+    assert done(page) == read and page.problems == []
+
+
 def test_reload_and_a_second_tab(page: Any, server: Server) -> None:
     press(page, "1")
     now, steps = seen(page), done(page)
@@ -230,6 +253,10 @@ def test_dark_phone_and_mask(browser: Any, server: Server) -> None:
             "[...document.querySelectorAll('main button')].filter(b => b.offsetParent && b.offsetHeight < 34).length"
         )
         assert small == 0, "buttons can be touched"
+        tops = "new Set([...document.querySelectorAll('#undo, #reset, #masks, #record')].map(b => b.offsetTop)).size"
+        page.click("#record")
+        until(page, "document.getElementById('record').textContent.startsWith('Stop')")
+        assert page.evaluate(tops) == 1, "recording moves nothing on the page"
         until(page, "films.length > 0")
         shot(page, f"{'phone' if width < 800 else 'desktop'}-{scheme}-mask")
         assert page.problems == []
@@ -249,7 +276,7 @@ def test_a_lost_connection_comes_back(page: Any, server: Server) -> None:
     press(page, "1")
     server.stop()
     until(page, "document.getElementById('link').textContent.startsWith('connection lost')")
-    assert page.locator("#undo").is_disabled()
+    assert page.locator("#undo").is_disabled() and page.locator("#file").is_disabled()
     shot(page, "lost")
     server.start()
     ready(page)

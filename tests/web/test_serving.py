@@ -226,6 +226,37 @@ def test_overtaken_requests_are_not_computed() -> None:
     assert sent == [{"id": 2, "stale": True}]
 
 
+def test_what_is_computed_knows_that_something_waits() -> None:
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    seen: list[tuple[str, bool]] = []
+
+    class Asked:
+        hurried: Any = None
+
+        def do(self, request: dict[str, Any]) -> dict[str, Any]:
+            seen.append((request["do"], self.hurried()))
+            return {}
+
+    class Fake:
+        async def send_text(self, text: str) -> None:
+            pass
+
+    async def play() -> None:
+        with ThreadPoolExecutor(1) as worker:
+            connection = serving.Connection(Fake(), Asked, worker)  # type: ignore[arg-type]
+            for verb in ("effects", "act"):
+                await connection.take(json.dumps({"do": verb}))
+            computing = asyncio.create_task(connection.compute())
+            while len(seen) < 2:
+                await asyncio.sleep(0.005)
+            computing.cancel()
+
+    asyncio.run(asyncio.wait_for(play(), 30))
+    assert seen == [("effects", True), ("act", False)]
+
+
 def test_whatever_goes_wrong_is_answered() -> None:
     class Broken:
         def do(self, request: Any) -> Any:

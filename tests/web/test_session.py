@@ -17,7 +17,7 @@ from PIL import Image
 from selftaught.core.errors import SelftaughtError
 from selftaught.playing import SHIPPED
 from selftaught.web.session import UNDO, Session
-from selftaught.web.stage import LABELLED, Stage, ways_of
+from selftaught.web.stage import LABELLED, Scene, Stage, ways_of
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +98,31 @@ def test_a_goal_that_was_walked_to_is_planned_to_from_the_beginning(session: Ses
     assert session.do({"do": "reset", "scene": 1})["goal"] != goal
 
 
+def test_a_clip_s_goal_lies_on_the_ground_that_is_played_on(stage: Stage) -> None:
+    rng = np.random.default_rng(0)
+    wide = np.kron(rng.random((1, 3, 12, 20), np.float32), np.ones((1, 1, 6, 6), np.float32))
+    views = [torch.tensor(wide[..., 8:56, 2 + t : 66 + t]) for t in range(7)]  # nothing but the camera moves
+    own = Session(Stage(stage.playable, [Scene(torch.stack(views, 1))], ways=stage.ways))
+    assert own.goal is not None and float((views[6] - views[0]).abs().mean()) > 0.1
+    assert torch.equal(own.goal[..., 6:], views[0][..., 6:])
+    assert pixels(own.do({"do": "hello"})["goal"]).shape == (48, 64, 3)
+
+
 def test_the_films_of_actions_are_what_they_do(session: Session) -> None:
     for key in (0, 3):
         session.do({"do": "act", "key": key})
     films = session.do({"do": "effects"})["effects"]
     one = pixels(session.do({"do": "act", "key": 2})["frame"]).astype(int)
     assert np.abs(pixels(films[2][0]).astype(int) - one).max() <= 1, "from where the play is, not from its last picture alone"
+
+
+def test_films_are_given_up_when_something_else_is_asked(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, step = [], session.playable.model.step
+    monkeypatch.setattr(session.playable.model, "step", lambda *a: steps.append(0) or step(*a))
+    session.hurried = lambda: len(steps) >= 2
+    assert session.do({"do": "effects"}) == {"stale": True} and len(steps) == 2
+    session.hurried = lambda: False
+    assert len(session.do({"do": "effects"})["effects"]) == len(session.playable.keys)
 
 
 def test_a_plan_is_made_of_keys_that_come_nearer(session: Session) -> None:

@@ -108,11 +108,13 @@ def safe_id(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53 else None
 
 
-def answer_text(session: Callable[[], Session], request: dict[str, Any]) -> str:
+def answer_text(session: Callable[[], Session], request: dict[str, Any], hurried: Callable[[], bool] = lambda: False) -> str:
     """The answer to a request as JSON; whatever is wrong with it becomes a text in "error"."""
     begin = time.monotonic()
     try:
-        told = session().do(request)
+        found = session()
+        found.hurried = hurried
+        told = found.do(request)
         told["ms"] = round(1000 * (time.monotonic() - begin), 1)
         return json.dumps({"id": safe_id(request.get("id")), **told}, allow_nan=False)
     except SelftaughtError as error:
@@ -204,7 +206,8 @@ class Connection:
             await self.news.wait()
             self.news.clear()
             while self.waiting:
-                text = await loop.run_in_executor(self.worker, answer_text, self.session, self.waiting.popleft())
+                request = self.waiting.popleft()
+                text = await loop.run_in_executor(self.worker, answer_text, self.session, request, lambda: bool(self.waiting))
                 try:
                     await self.socket.send_text(text)
                 except (WebSocketDisconnect, RuntimeError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from selftaught.control.planning import Budget, plan
-from selftaught.control.stepping import same_ground
+from selftaught.control.stepping import pick, same_ground
 from selftaught.core.errors import ConfigError
 from selftaught.data import readers
 from selftaught.data.clip_decoding import fit
@@ -55,6 +56,8 @@ class Session:
         self.goal: Tensor | None = None
         self.recording: list[np.ndarray] | None = None
         self.film: list[np.ndarray] = []
+        self.hurried: Callable[[], bool] = lambda: False
+        """Whether something waits that a person wants sooner than films of actions."""
         self._begin(0)
 
     def do(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -78,9 +81,14 @@ class Session:
         self.number = number
         self.moments.clear()
         self.moments.append(Moment(self.playable.model.start(first), world, None))
-        at = min(GOAL_AFTER, self.scene.clip.shape[1] - 1)
-        self.goal = self.scene.clip[:, at] if at else None
+        self.goal = self.of_clip()
         self.keep()
+
+    def of_clip(self) -> Tensor | None:
+        """Where the scene's own clip went, on the ground of its beginning: the camera of a clip moves, that of the play stays."""
+        clip = self.scene.clip
+        at = min(GOAL_AFTER, clip.shape[1] - 1)
+        return same_ground(clip[:, 0], clip[:, at]) if at else None
 
     def hello(self, request: dict[str, Any]) -> dict[str, Any]:
         """Everything the page needs to draw itself, at the beginning and after a reload."""
@@ -88,9 +96,16 @@ class Session:
         return {"about": self.stage.describe(), "scenes": scenes, **self.view(), **self.aims()}
 
     def effects(self, request: dict[str, Any]) -> dict[str, Any]:
-        """A small film of every action from where the play is."""
-        films = self.playable.effects(self.moments[-1].state, FILM_STEPS).frames
-        return {"effects": [[packed(frame) for frame in film[1:]] for film in films]}
+        """A small film of every action from where the play is; given up when something else is asked meanwhile."""
+        model, keys = self.playable.model, self.playable.keys
+        state, every = pick(self.moments[-1].state, torch.zeros(len(keys), dtype=torch.int64)), keys.act(torch.arange(len(keys)))
+        films: list[Tensor] = []
+        for _ in range(FILM_STEPS):
+            if self.hurried():
+                return {"stale": True}
+            state = model.step(state, every)
+            films.append(model.render(state))
+        return {"effects": [[packed(frame) for frame in film] for film in torch.stack(films, 1)]}
 
     def view(self) -> dict[str, Any]:
         """What is seen now."""
@@ -163,8 +178,7 @@ class Session:
         if where == "now":
             self.goal = self.playable.model.render(self.moments[-1].state)
         else:
-            at = min(GOAL_AFTER, self.scene.clip.shape[1] - 1)
-            self.goal = self.scene.clip[:, at] if at else None
+            self.goal = self.of_clip()
         return self.aims()
 
     def make_plan(self, request: dict[str, Any]) -> dict[str, Any]:
