@@ -90,7 +90,7 @@ def test_the_report_shows_both_ways(run: Path) -> None:
     for head in ("picture", "the cut", "MOVE", "learned from the cut", "learned from MOVE", "object moved"):
         assert text.count(f"<figcaption>{head}</figcaption>") == 12
     criteria = read_json(run / "objects.json")["criteria"]["move"]
-    assert f"{criteria['told_apart']['value']:.3f} ±" in text and "Overlap with the truth" in text
+    assert f"{criteria['told_apart']['value']:.3f} <span>±" in text and "Overlap with the truth" in text
     assert "objects, from MOVE" in text and "masks by MOVE" in text
 
 

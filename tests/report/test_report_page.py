@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from selftaught.core.errors import RunError
 from selftaught.report import html, words
+from selftaught.report.content import Comparison, by_lot
 from selftaught.report.html import (
     Cluster,
     Cost,
@@ -195,6 +197,29 @@ def test_odd_figures_do_not_break_the_page() -> None:
 
 def test_same_content_gives_the_same_page(content: ReportContent, rendered: str) -> None:
     assert render(content).decode("utf-8") == rendered
+
+
+def test_two_ways_are_shown_on_pictures_drawn_by_lot(content: ReportContent, rendered: str, tmp_path: Path) -> None:
+    assert "Two ways" not in rendered and "#ways" not in rendered, "there was one way"
+    lot = by_lot(len(content.objects))
+    assert len(lot) == 12 == len(set(lot)) and lot == sorted(lot) and by_lot(3) == [0, 1, 2]
+    shown = [content.objects[i] for i in lot]
+    found = Comparison(
+        {"the cut": [np.eye(7)] * 12, f"MOVE {HOSTILE}": [item.mask for item in shown]},
+        [np.full((9, 9, 3), 10 * k, np.uint8) for k in range(12)], "move", "more stable", 256,
+        [("Stability", f"Meaning {HOSTILE}", {"value": 0.7, "ci95": [0.6, 0.8]}, {"value": 0.9, "ci95": [0.85, 0.95]})],
+        {"cut": 0.412, "move": 0.503},
+    )  # fmt: skip
+    path = write_report(tmp_path, replace(content, comparison=found))
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.wrong == [] and page.open == [] and HOSTILE not in path.read_text(encoding="utf-8")
+    for text in ("Two ways to find objects", "0.700", "± 0.100", "± 0.050", "0.412", "0.503", "learned from MOVE (more stable)."):
+        assert text in page.text, text
+    images = [str(attributes["alt"]) for tag, attributes in page.tags if tag == "img"]
+    images = [alt for alt in images if alt.endswith(": object moved")]
+    assert images == [f"{words.plain(item.key)}: object moved" for item in shown]
+    without = Page(render(replace(content, comparison=found._replace(truth={}))).decode())
+    assert "Overlap with the truth" not in without.text.partition("Two ways")[2].partition("Pictures the machine")[0]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def comparison_part(content: ReportContent, scale: float, quality: int) -> dict[
     if found.truth:
         held = sum(item.truth is not None for item in content.objects)
         rows.append({
-            "name": "Overlap with the truth", "cut": words.number(found.truth["cut"], 3), "move": words.number(found.truth["move"], 3),
+            "name": "Overlap with the truth", **{name: (words.number(value, 3), "") for name, value in found.truth.items()},
             "meaning": f"On {words.count(held, 'picture')} that were kept out, for you to judge the choice by: it was not used.",
         })  # fmt: skip
     heads = ["picture", *found.columns, "object moved"]
@@ -49,10 +49,10 @@ def comparison_part(content: ReportContent, scale: float, quality: int) -> dict[
     }  # fmt: skip
 
 
-def figure(score: Mapping[str, Any]) -> str:
-    """A score with half of its interval."""
+def figure(score: Mapping[str, Any]) -> tuple[str, str]:
+    """A score, and half of its interval."""
     low, high = score["ci95"]
-    return f"{words.number(score['value'], 3)} ± {words.number((high - low) / 2, 3)}"
+    return words.number(score["value"], 3), words.number((high - low) / 2, 3)
 
 
 def tiles(item: FoundObject, row: int, content: ReportContent, scale: float, quality: int) -> list[dict[str, str]]:
