@@ -21,9 +21,10 @@ WORK_PX = 40
 """Frames are made smaller while their shorter side stays at least this long: on still smaller ones a thing that moves draws the ground along."""
 REACH_PX = 8
 """Largest shift in each direction that the first guess looks for, in pixels of those frames."""
-GUESS_CAP = 0.015
-"""Largest difference of a pixel that counts in the first guess, in [0, 1]."""
-STEPS = 4
+CAPS = (0.06, 0.015)
+"""Largest difference of a pixel that counts, in [0, 1], in two first guesses: a low one finds smooth grounds behind a sharp thing that moves,
+a high one sharp grounds that move by half a pixel. The one that explains more is kept."""
+STEPS = 3
 """Gauss-Newton steps, first on the shift alone, then on the whole motion."""
 LEAST_SCALE = 0.01
 """Smallest scale of the robust weights, in [0, 1]: below it differences are noise."""
@@ -73,15 +74,26 @@ def register(a: Tensor, b: Tensor, model: Motion = "affine") -> Tensor:
         factor *= 2
     one, two = (F.avg_pool2d(x, factor) if factor > 1 else x for x in (a, b))
     reach = min(REACH_PX, (min(one.shape[-2:]) - 1) // 6)
-    motion[:, :, 2] = robust_match(one, two, reach, GUESS_CAP, stride=2)
-    # A turn that is fitted before the shift is right goes astray.
-    for kind in ("translation", model):
-        for _ in range(STEPS):
-            motion = _step(one, two, motion, kind)
+    motion, worth = _fitted(one, two, reach, CAPS[0], model)
+    other, better = _fitted(one, two, reach, CAPS[1], model)
+    motion = torch.where((better < worth)[:, None, None], other, motion)
     motion[:, :, 2] *= factor
     # A fit that went astray is worse than none.
     wild = ~torch.isfinite(motion).all((1, 2)) | ((motion[:, :, :2] - torch.eye(2).to(motion)).abs().amax((1, 2)) > 0.5)
     return torch.where(wild[:, None, None], identity(len(a), a), motion)
+
+
+def _fitted(a: Tensor, b: Tensor, reach_px: int, cap: float, model: Motion) -> tuple[Tensor, Tensor]:
+    """A motion (B, 2, 3) from the best whole-pixel shift under a cap, and its cost (B,): the mean of min(|b(M p) - a(p)|, mean of CAPS)."""
+    motion = identity(len(a), a)
+    motion[:, :, 2] = robust_match(a, b, reach_px, cap, stride=2)
+    # A turn that is fitted before the shift is right goes astray.
+    for kind in ("translation", model):
+        for _ in range(STEPS):
+            motion = _step(a, b, motion, kind)
+    there, inside = warped(b, motion)
+    apart = (there - a).abs().mean(1, keepdim=True).clamp(max=sum(CAPS) / 2)
+    return motion, (apart * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3)).clamp(min=1)
 
 
 def _places(H: int, W: int, like: Tensor) -> tuple[Tensor, Tensor]:

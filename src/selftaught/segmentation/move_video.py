@@ -55,13 +55,13 @@ AT_ONCE = 32
 class MoveVideoConfig(TrainConfig):
     """Settings of MOVE on clips; `image_px` is the side of the square that frames are brought to, that of the features."""
 
-    batch_size: int = 4
+    batch_size: int = 3
     """Windows of clips per optimiser step."""
     fps: float = 0.0
     """Frames per second that clips are read at; 0 takes every frame."""
     every: int = 1
     """Take every n-th frame."""
-    window: int = 9
+    window: int = 7
     """Frames of a training window."""
     gap: int = 2
     """Frames between those of a window that are compared: every `gap`-th one is."""
@@ -107,7 +107,7 @@ class MoveVideoConfig(TrainConfig):
     """Weight of the loss on values that are neither 0 nor 1."""
     ramp_frac: float = 0.4
     """Share of the training in which the weights of looking real and of that loss rise linearly from 0."""
-    ema: float = 0.99
+    ema: float = 0.95
     """Momentum of the average of the segmenter that gives the answers; 0 is the segmenter itself."""
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ class MoveVideo(Method):
             image_px=32, batch_size=4, steps=20, lr=2e-3, weight_decay=0.0, window=3, gap=1, others=2, motion="translation", head_reduce=8,
             head_least=8, head_shallow=0, head_stride=1, disc_width=8, disc_px=0, ema=0.9,
         ),
-        "small": MoveVideoConfig(batch_size=4, steps=300, lr=2e-3, weight_decay=0.0),
+        "small": MoveVideoConfig(steps=150, lr=1e-2, weight_decay=0.0),
         "paper": MoveVideoConfig(
             image_px=224, batch_size=8, steps=13_200, lr=2e-4, weight_decay=0.0, warmup_frac=0.0, head_reduce=0, head_least=128,
             head_shallow=0, head_stride=1, disc_width=64, disc_px=0, disc_lr_frac=1.0, jitter=1.0,
@@ -155,6 +155,8 @@ class MoveVideo(Method):
         self.net = SegmenterHead(
             self.encoder.token_width, features.patch_px, c.head_least, c.head_reduce, c.head_shallow, c.head_stride, cues=2 * c.cues
         )
+        with torch.no_grad():  # most of a frame is ground, and what is taken for object explains nothing
+            self.net.leave.bias.fill_(-2.0)
         self.average = EMA(self.net)
         self.judge = Judge("features", c.disc_width, c.disc_px or c.image_px, self.encoder)
         self.image_px, self.patch_px = c.image_px, features.patch_px
