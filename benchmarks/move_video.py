@@ -1,6 +1,6 @@
 """MOVE on clips: masks of moving scenes with truth, with and without its parts, beside the registered difference alone.
 
-    python benchmarks/move_video.py CLIPS --features RUN --runs FOLDER [--clips 60] [--seeds 0 1 2] [--controls NAME ...] [--sheet SHEET.png]
+    python benchmarks/move_video.py CLIPS --features RUN --runs FOLDER [--clips 60] [--controls NAME ...] [--sheet SHEET.png]
 
 CLIPS is a folder of w-sprites (`selftaught data make w-sprites`), the train part of which is learned from. The score is that of
 benchmarks/video_masks.py on the same test clips (the first of the test part of each seed): the mean over clips of the mean over frames of
@@ -103,7 +103,8 @@ def main() -> None:
         label = name if name == "move_video" else f"control: {name}"
         found.setdefault(label, []).append(scores["clip"])
         if name == "move_video":
-            for part, words in (("looks alone", "move_video, frame by frame"), ("difference", "registered difference"), ("box", "centre box")):
+            others = {"looks alone": "move_video, frame by frame", "difference": "registered difference", "box": "centre box"}
+            for part, words in others.items():
                 found.setdefault(words, []).append(scores[part])
         print(label, seed, {k: round(float(np.mean(v)), 3) for k, v in scores.items()}, flush=True)
         if args.sheet and name == "move_video" and seed == args.seeds[0]:

@@ -18,12 +18,12 @@ from selftaught.nets.phase_correlation import robust_match
 
 Motion = Literal["none", "translation", "similarity", "affine"]
 WORK_PX = 40
-"""Frames are made smaller while their shorter side stays at least this long: on still smaller ones a thing that moves draws the ground along."""
+"""Frames are made smaller while their shorter side stays this long: on still smaller ones a thing that moves draws the ground along."""
 REACH_PX = 8
 """Largest shift in each direction that the first guess looks for, in pixels of those frames."""
 CAPS = (0.06, 0.015)
-"""Largest difference of a pixel that counts, in [0, 1], in two first guesses: a low one finds smooth grounds behind a sharp thing that moves,
-a high one sharp grounds that move by half a pixel. The one that explains more is kept."""
+"""Largest difference of a pixel that counts, in [0, 1], in two first guesses: a low one finds smooth grounds behind a sharp thing that
+moves, a high one sharp grounds that move by half a pixel. The one that explains more is kept."""
 STEPS = 3
 """Gauss-Newton steps, first on the shift alone, then on the whole motion."""
 LEAST_SCALE = 0.01

@@ -31,6 +31,7 @@ from selftaught.method import EMA, Method, Parts, Picture, Player, Progress, Tra
 from selftaught.nets.discriminators import advance, fooled, hinge_fake, hinge_real
 from selftaught.nets.registration import Motion
 from selftaught.segmentation.cut import overlay
+from selftaught.segmentation.move import KINDS, untouched
 from selftaught.segmentation.move_ground import (
     Others,
     cues_of,
@@ -43,8 +44,16 @@ from selftaught.segmentation.move_ground import (
     unlike,
 )
 from selftaught.segmentation.move_nets import Judge, SegmenterHead, frozen_maps
-from selftaught.segmentation.move_scene import Scene, area_loss, binary_loss, draw_shift, recolour, separation, shift, three_scales
-from selftaught.segmentation.move import KINDS, untouched
+from selftaught.segmentation.move_scene import (
+    Scene,
+    area_loss,
+    binary_loss,
+    draw_shift,
+    recolour,
+    separation,
+    shift,
+    three_scales,
+)
 from selftaught.segmentation.selfmask import resize
 
 AT_ONCE = 32
