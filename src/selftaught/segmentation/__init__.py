@@ -31,7 +31,7 @@ METHODS: dict[str, Entry] = {
     ),
     "move_video": Entry(
         "selftaught.segmentation.move_video:MoveVideo",
-        "MOVE on clips: what the ground of other frames does not explain, and looks real when moved, is an object",
+        "MOVE on clips: what the ground of other frames does not explain is an object; experimental: below the plain difference",
     ),
     "cutler": Entry(
         "selftaught.segmentation.cutler:Cutler",

@@ -142,7 +142,7 @@ class MoveVideo(Method):
             image_px=32, batch_size=4, steps=20, lr=2e-3, weight_decay=0.0, window=3, gap=1, others=2, motion="translation", head_reduce=8,
             head_least=8, head_shallow=0, head_stride=1, disc_width=8, disc_px=0, ema=0.9,
         ),
-        "small": MoveVideoConfig(steps=150, lr=1e-2, weight_decay=0.0),
+        "small": MoveVideoConfig(steps=100, lr=1e-2, weight_decay=0.0),
         "paper": MoveVideoConfig(
             image_px=224, batch_size=8, steps=13_200, lr=2e-4, weight_decay=0.0, warmup_frac=0.0, head_reduce=0, head_least=128,
             head_shallow=0, head_stride=1, disc_width=64, disc_px=0, disc_lr_frac=1.0, jitter=1.0,
