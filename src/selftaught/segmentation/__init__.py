@@ -29,6 +29,10 @@ METHODS: dict[str, Entry] = {
         "selftaught.segmentation.move:Move",
         "what can be moved and still looks real is an object; experimental: `small` does not beat its start",
     ),
+    "move_video": Entry(
+        "selftaught.segmentation.move_video:MoveVideo",
+        "MOVE on clips: what the ground of other frames does not explain is an object; experimental: below the plain difference",
+    ),
     "cutler": Entry(
         "selftaught.segmentation.cutler:Cutler",
         "MaskCut: normalised cuts again and again, several objects per picture; no training",

@@ -34,10 +34,11 @@ class SegmenterHead(nn.Module):
         stride: pixels per value of the mask that is predicted, a power of two; it is then enlarged bilinearly.
         rim: join to the last block how much features and colours differ from those of the picture's own rim. Small networks do not learn
             such comparisons within a picture by themselves, and without them know pictures by heart.
+        cues: channels at the size of the picture that are given at each call and join the features and the last block, each averaged.
     """
 
     def __init__(
-        self, width: int, patch_px: int, least: int, reduce: int = 0, shallow: int = 0, stride: int = 1, rim: bool = False
+        self, width: int, patch_px: int, least: int, reduce: int = 0, shallow: int = 0, stride: int = 1, rim: bool = False, cues: int = 0
     ):
         super().__init__()
         steps = max(patch_px // max(stride, 1), 1).bit_length() - 1
@@ -48,16 +49,18 @@ class SegmenterHead(nn.Module):
         self.stride, self.patch_px, self.rim = stride, patch_px, rim
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.enter = nn.Conv2d(width, reduce, 1) if reduce else nn.Identity()
-        channels = reduce or width
+        channels = (reduce or width) + cues
         widths = [max(least, int(channels * 0.5 ** (i + 1))) for i in range(steps + 1)]
         self.up = nn.ModuleList([block(a, b) for a, b in zip([channels, *widths][: len(widths) - 1], widths[:-1], strict=True)])
         self.shallow = block(3, shallow) if shallow else None
-        self.last = block(([channels, *widths])[-2] + shallow + 2 * rim, widths[-1])
+        self.last = block(([channels, *widths])[-2] + shallow + 2 * rim + cues, widths[-1])
         self.leave = nn.Conv2d(widths[-1], 1, 1)
 
-    def forward(self, maps: Tensor, pictures: Tensor) -> Tensor:
-        """(B, E, h, w) features of (B, 3, S, S) pictures in [0, 1] to mask logits (B, 1, S, S) in float32."""
+    def forward(self, maps: Tensor, pictures: Tensor, cues: Tensor | None = None) -> Tensor:
+        """(B, E, h, w) features of (B, 3, S, S) pictures in [0, 1], and cues (B, C, S, S), to mask logits (B, 1, S, S) in float32."""
         x = self.enter(self.norm(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        if cues is not None:
+            x = torch.cat([x, nn.functional.adaptive_avg_pool2d(cues, x.shape[-2:]).to(x.dtype)], 1)
         for layer in self.up:
             x = layer(nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
         if self.shallow is not None:
@@ -67,6 +70,8 @@ class SegmenterHead(nn.Module):
             x = torch.cat([x, near.to(x.dtype)], 1)
         if self.rim:
             x = torch.cat([x, self.rims(maps, pictures, x.shape[-2:]).to(x.dtype)], 1)
+        if cues is not None:
+            x = torch.cat([x, nn.functional.avg_pool2d(cues, self.stride).to(x.dtype)], 1)
         logits = self.leave(self.last(x)).float()
         if self.stride > 1:
             logits = nn.functional.interpolate(logits, scale_factor=self.stride, mode="bilinear", align_corners=False)
