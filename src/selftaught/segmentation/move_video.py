@@ -164,8 +164,8 @@ class MoveVideo(Method):
         self.net = SegmenterHead(
             self.encoder.token_width, features.patch_px, c.head_least, c.head_reduce, c.head_shallow, c.head_stride, cues=2 * c.cues
         )
-        with torch.no_grad():  # most of a frame is ground, and what is taken for object explains nothing
-            self.net.leave.bias.fill_(-2.0)
+        assert self.net.leave.bias is not None
+        nn.init.constant_(self.net.leave.bias, -2.0)  # most of a frame is ground, and what is taken for object explains nothing
         self.average = EMA(self.net)
         self.judge = Judge("features", c.disc_width, c.disc_px or c.image_px, self.encoder)
         self.image_px, self.patch_px = c.image_px, features.patch_px
