@@ -68,6 +68,32 @@ def overlap(found: Tensor, truth: Tensor) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
+def test_pieces_of_a_batch_are_the_batch_in_double_precision(features: Any, monkeypatch: Any) -> None:
+    method, batch = made(features, jitter=0.0)
+    method.double().eval()
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    batch = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
+    batch["others"] = batch["others"]._replace(**{k: getattr(batch["others"], k).double() for k in ("pictures", "seen", "motions")})
+
+    def part_of(rows: slice) -> dict[str, Any]:
+        kept = batch["others"]
+        pairs = slice(rows.start * kept.rows.shape[1], rows.stop * kept.rows.shape[1])
+        others = kept._replace(
+            pictures=kept.pictures[rows], seen=kept.seen[rows], motions=kept.motions[pairs], rows=kept.rows[rows] - rows.start
+        )
+        return {k: v[rows] for k, v in batch.items() if k != "others"} | {"others": others}
+
+    found = []
+    for pieces in ([slice(0, 2 * T)], [slice(0, T), slice(T, 2 * T)]):
+        method.zero_grad()
+        for piece in pieces:
+            for player in ("discriminator", "segmenter"):
+                loss, _ = method.loss(part_of(piece), player, Progress(15, 20))
+                (loss / len(pieces)).backward()
+        found.append(torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None]))
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-12
+
+
 def test_the_closest_frames_are_compared() -> None:
     assert neighbours(5, 1, 2).tolist() == [[1, 2], [2, 0], [3, 1], [4, 2], [3, 2]]
     assert neighbours(6, 2, 4).tolist() == [[2, 4], [3, 5], [4, 0], [5, 1], [2, 0], [3, 1]]

@@ -211,8 +211,13 @@ class MoveVideo(Method):
         return self.net(batch["maps"], batch["frames"], batch["cues"] if self.config.cues else None)
 
     def said(self, *kinds: Tensor) -> Tensor:
-        """What the discriminator says of kinds of pictures, each under random colours of its own, one after the other."""
-        return self.judge(torch.cat([recolour(pictures, self.config.jitter) for pictures in kinds]), self.encoder)
+        """What the discriminator says of kinds of pictures (N, 3, S, S), each under random colours of its own, window by window."""
+        T = -(-self.config.window // self.config.gap)
+        coloured = []
+        for pictures in kinds:  # the frames of a window one below the other: one picture, whose colours change as one
+            columns = recolour(pictures.unflatten(0, (-1, T)).transpose(1, 2).flatten(2, 3), self.config.jitter)
+            coloured.append(columns.unflatten(2, (T, -1)).transpose(1, 2).flatten(0, 1))
+        return self.judge(torch.cat(coloured), self.encoder)
 
     def loss(self, batch: dict[str, Any], player: str, progress: Progress) -> tuple[Tensor, Parts]:
         if player == "discriminator":
