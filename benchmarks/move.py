@@ -7,7 +7,7 @@ One run of `simclr` at 96 px per seed (`selftaught learn` makes them), one inpai
 Each seed trains `move`, then `selfmask` with `teacher=run` on it, then `cad` on its largest boxes and on all of them (Multi). The
 controls train `move` with half the steps on the first features; `half the steps` is what to compare them with. Runs that are there
 are kept, and rows of other data. Data without masks are trained and not scored: look at them with benchmarks/objects.py --sheet.
-Writes benchmarks/results/move.json.
+Writes benchmarks/results/move.json, and the detectors' rows for their page into cad.json.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ def main() -> None:
                 for row in rows_of(name, SHOWN if "cad" not in name else ("corloc", "ap50"), ("iou", "corloc"), runs,
                                    controls if name == "move" else {}, name_of)]  # fmt: skip
         measuring.write("move", [*others, *rows])
+        measuring.write("cad", [row for row in [*others, *rows] if row["method"].endswith("cad")])
 
     for seed, features in enumerate(a.features):
         run = a.runs / f"move-{seed}"
