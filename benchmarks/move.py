@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Move.sizes["small"].steps)
     parser.add_argument("--no-boxes", action="store_true", help="leave out the detectors")
     a = parser.parse_args()
-    name_of = a.name or a.data
+    name_of, main_scores = a.name or a.data, ("iou", "corloc") if a.name is None else ()
     path = measuring.RESULTS / "move.json"
     others = [row for row in read_json(path)["rows"] if row["data"].partition(",")[0] != name_of] if path.exists() else []
     if not a.inpainter.exists():
@@ -99,10 +99,10 @@ def main() -> None:
 
     def save() -> None:
         rows = [row for name, runs in found.items() if runs
-                for row in rows_of(name, SHOWN if "cad" not in name else ("corloc", "ap50"), ("iou", "corloc"), runs,
+                for row in rows_of(name, SHOWN if "cad" not in name else ("corloc", "ap50"), main_scores, runs,
                                    controls if name == "move" else {}, name_of)]  # fmt: skip
         measuring.write("move", [*others, *rows])
-        measuring.write("cad", [row for row in [*others, *rows] if row["method"].endswith("cad")])
+        measuring.write("cad", [{**row, "summary": False} for row in [*others, *rows] if row["method"].endswith("cad")])
 
     for seed, features in enumerate(a.features):
         run = a.runs / f"move-{seed}"
