@@ -1,4 +1,4 @@
-"""Score runs on the worlds `arm` and `drawn-tennis`, and write benchmarks/results/arm.json or drawn_tennis.json.
+"""Score runs of one method on the worlds `arm` and `drawn-tennis`, and write benchmarks/results/arm.json or drawn_tennis.json.
 
     selftaught data make arm runs/arm --clips 400 --seed 0
     selftaught train lapo runs/arm --out runs/lapo-arm && selftaught evaluate runs/lapo-arm
@@ -9,7 +9,7 @@ distance (ADD) and missing detection rate (MDR) of clips generated from their fi
 happens to a thing that is put in front of the arm. `contact_recall` is the share of true pushes in which the thing moves as well, by more
 than 2 px and not backwards; `phantom_motion` the share of cases in which it moves though the arm goes the other way and touches nothing;
 `permanence` how much of its area is left. A model that draws one layer that acts before a ground fails the first by construction: to it the
-thing is ground. `world` beside each is the same detector on true frames.
+thing is ground. `world` beside each is the same detector on true frames. Rows of other methods are kept.
 """
 
 from __future__ import annotations
@@ -184,14 +184,15 @@ def main() -> None:
     begin, made = time.monotonic(), making.load(a.data)
     with torch.no_grad():
         rows = rows_of([Asked(made, run, a.clips) for run in a.runs], made.world)
-    steps = read_json(a.runs[0] / "config.json")["config"]["steps"]
+    steps, path = read_json(a.runs[0] / "config.json")["config"]["steps"], RESULTS / f"{made.world.replace('-', '_')}.json"
+    others = [r for r in read_json(path)["rows"] if r["method"] != rows[0]["method"]] if path.exists() else []
     result = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), shared with other work",
         "versions": {"selftaught": selftaught.__version__, "torch": torch.__version__},
         "seconds": time.monotonic() - begin, "seeds": list(range(len(a.runs))),
-        "rows": [{**r, "data": f"{r['data']}, {steps} steps"} for r in rows],
+        "rows": [*others, *({**r, "data": f"{r['data']}, {steps} steps"} for r in rows)],
     }  # fmt: skip
-    write_json(RESULTS / f"{made.world.replace('-', '_')}.json", result)
+    write_json(path, result)
     for one in rows:
         print(f"{one['score']}: {', '.join(f'{v:.3f}' for v in one['values'])} {one.get('ci95', '')}; {one['baselines']}", flush=True)
 
