@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
@@ -62,10 +62,8 @@ def render(model: Plays, report: ClipReport) -> bytes:
     usage = torch.bincount(model.parse(report.clips).actions.codes.flatten(), minlength=model.codes).float()
     usage = usage / usage.sum()
     played = model.play(clips[:, 0], parsed.actions).frames
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["plain"] = words.plain
-    text = environment.from_string(_source("clips.html")).render(
-        head=Markup(head_of(report.title)), title=report.title, learned=report.learned, facts=list(report.facts), clips=len(clips),
+    return page_of(
+        "clips.html", report, clips=len(clips),
         layers=data_uri(films.layer_panel(model, clips[: films.SHOWN]), kind="png"),
         **{"global": [_film(n, f) for n, f in films.global_films(model, first, int(usage.argmax())).items()]},
         local=[
@@ -75,8 +73,19 @@ def render(model: Plays, report: ClipReport) -> bytes:
         timelines=[_timeline(key, clip, parsed, i) for i, (key, clip) in enumerate(zip(report.keys, clips[:TIMELINES], strict=False))],
         rollouts=[_film(key, torch.stack([clip, made])) for key, clip, made in zip(report.keys, clips, played, strict=False)],
         bits=f"told per step: 4 numbers for the motion of agent and background, and one of {model.codes} local actions",
+    )  # fmt: skip
+
+
+def page_of(template: str, report: Any, **values: Any) -> bytes:
+    """UTF-8 of a template of this folder, filled with `values` and what every report has: title, facts, scores, training, next steps."""
+    environment = Environment(
+        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )  # fmt: skip
+    environment.filters["plain"] = words.plain
+    text = environment.get_template(template).render(
+        head=Markup(head_of(report.title)), title=report.title, learned=report.learned, facts=list(report.facts),
         scores=score_rows(report.content.scores), notes="; ".join(report.notes),
-        stages=stage_rows(report.content), steps=[{"command": c, "does": d} for c, d in report.content.how_to_go_on],
+        stages=stage_rows(report.content), steps=[{"command": c, "does": d} for c, d in report.content.how_to_go_on], **values,
     )  # fmt: skip
     return text.encode("utf-8", "backslashreplace")
 

@@ -7,18 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from selftaught.core.atomic import write_bytes
-from selftaught.report import words
-from selftaught.report.clip_page import head_of, score_rows
+from selftaught.report.clip_page import page_of
 from selftaught.report.content import Array, ReportContent
-from selftaught.report.html import stage_rows
 from selftaught.report.pictures import data_uri
 
 
@@ -60,13 +54,7 @@ def render(report: SolidReport) -> bytes:
     def shown(pictures: Sequence[tuple[str, Array]]) -> list[dict[str, Any]]:
         return [{"name": name, "src": data_uri(picture, kind="png")} for name, picture in pictures]
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["plain"] = words.plain
-    source = resources.files("selftaught.report").joinpath("solids.html").read_text(encoding="utf-8")
-    text = environment.from_string(source).render(
-        head=Markup(head_of(report.title)), title=report.title, learned=report.learned, facts=list(report.facts),
+    return page_of(
+        "solids.html", report, panels=shown(report.panels),
         solids=[{"key": one.key, "parts": shown(one.parts), "views": shown(one.views)} for one in report.solids],
-        panels=shown(report.panels), scores=score_rows(report.content.scores), notes="; ".join(report.notes),
-        stages=stage_rows(report.content), steps=[{"command": c, "does": d} for c, d in report.content.how_to_go_on],
     )  # fmt: skip
-    return text.encode("utf-8", "backslashreplace")
