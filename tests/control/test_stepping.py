@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from selftaught.control import planning
 from selftaught.control.glass import GLASS
 from selftaught.control.habits import Habits, Keys, diversity, futures
 from selftaught.control.lapo import LAPO
@@ -171,6 +172,23 @@ def test_equal_beginnings_are_computed_once_and_that_changes_nothing(name: str) 
         state = controls.step(state, controls_act(actions, t))
         apart.append(controls.distance(state, goal))
     assert torch.allclose(together, torch.stack(apart, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lapo", "glass"])
+def test_rounds_that_begin_alike_are_computed_once_and_the_plan_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    controls, frames = controls_of(learned(name)), torch.rand(2, 3, 32, 32)
+    start, goal = controls.start(frames[:1]), controls.start(frames[1:])
+    way = torch.tensor([[0.0, 0.0], [0.1, 0.0], [-0.1, 0.0]])
+    keys = Keys(torch.tensor([0, 1, 1]), way) if name == "glass" else Keys(torch.arange(3), 0 * way)
+    plans, rows = [], []
+    for most in (planning.MOST_KNOWN, 5, 0):
+        monkeypatch.setattr(planning, "MOST_KNOWN", most)
+        counted = Counted(controls)
+        plans.append(plan_cem(counted, start, goal, Budget(sequences=24, horizon=6, rounds=3, elites=3), keys=keys))  # type: ignore[arg-type]
+        rows.append(counted.rows)
+    assert rows[0] < rows[1] < rows[2], rows
+    for found in plans[1:]:
+        assert torch.equal(found.actions.codes, plans[0].actions.codes) and torch.allclose(found.distances, plans[0].distances, atol=1e-5)
 
 
 @pytest.mark.parametrize("switch", [0.0, 0.05])

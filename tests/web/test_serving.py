@@ -20,7 +20,17 @@ from starlette.websockets import WebSocketDisconnect  # noqa: E402
 from selftaught.core.errors import ConfigError  # noqa: E402
 from selftaught.playing import SHIPPED  # noqa: E402
 from selftaught.web import serving  # noqa: E402
-from selftaught.web.serving import BURST, MAX_MESSAGE, MAX_SESSIONS, Gate, Sessions, build, listening, page_with_policy  # noqa: E402
+from selftaught.web.serving import (  # noqa: E402
+    BURST,
+    MAX_MESSAGE,
+    MAX_SESSIONS,
+    Gate,
+    Sessions,
+    build,
+    listening,
+    one_thread,
+    page_with_policy,
+)
 from selftaught.web.stage import Stage  # noqa: E402
 
 TOKEN = "a-token-of-the-tests"
@@ -30,7 +40,8 @@ ORIGIN = {"origin": f"http://{HOST}", "host": HOST}
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    app = build(Stage.open(SHIPPED), Gate(TOKEN, frozenset({HOST})))
+    worker = one_thread()
+    app = build(worker.submit(Stage.open, SHIPPED).result(), Gate(TOKEN, frozenset({HOST})), worker)
     with TestClient(app, base_url=f"http://{HOST}") as found:
         yield found
 

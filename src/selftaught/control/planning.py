@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from selftaught.control.habits import Habits, Keys
-from selftaught.control.stepping import acts_of, pick
+from selftaught.control.stepping import acts_of, joined, pick
 from selftaught.core.errors import ConfigError
 from selftaught.method import Act, Actions, Controls, Played
 
 Objective = Literal["sum", "best", "last"]
+MOST_KNOWN = 1024
+"""States that are kept from round to round; those of a plan of the default budget are about 600, of 0.1 MB at 48 x 64 pixels."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +75,52 @@ class Plan(NamedTuple):
     seconds: float
 
 
+class Reached:
+    """States and their distances by the acts that led there: what is good is drawn again, and the rounds of a plan begin alike."""
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, tuple[Any, Tensor]] = {}
+
+    def step(self, model: Controls, nodes: Any, names: list[bytes], act: Act, goal: Any) -> tuple[Any, list[bytes], Tensor]:
+        """The states (n) after n acts from as many nodes, their names, and their distances (n,)."""
+        told = torch.cat([act.codes[:, None].double(), act.shifts.double(), act.ground.double()], 1).numpy()
+        names = [name + row.tobytes() for name, row in zip(names, told, strict=True)]
+        new = [i for i, name in enumerate(names) if name not in self.known]
+        made: dict[bytes, tuple[Any, Tensor]] = {}
+        if new:
+            after = model.step(pick(nodes, torch.tensor(new)), Act(*(x[new] for x in act)))
+            away = model.distance(after, goal)
+            made = {names[i]: (pick(after, slice(k, k + 1)), away[k : k + 1]) for k, i in enumerate(new)}
+        found = [made[name] if name in made else self.known[name] for name in names]
+        if len(self.known) + len(made) <= MOST_KNOWN:
+            self.known |= made
+        return joined([state for state, _ in found]), names, torch.cat([away for _, away in found])
+
+
 @torch.no_grad()
-def onward(model: Controls, nodes: Any, rows: Tensor, actions: Actions, goal: Any) -> tuple[Any, Tensor, Tensor]:
+def onward(
+    model: Controls, nodes: Any, rows: Tensor, actions: Actions, goal: Any, reached: Reached | None = None
+) -> tuple[Any, Tensor, Tensor]:
     """Sequences (N, n) from the states nodes[rows]; where states and actions are equal they are computed once.
 
-    Returns the states after them, again as nodes and rows (N,) of those, and the distances (N, n) to the goal.
+    Returns the states after them, again as nodes and rows (N,) of those, and the distances (N, n) to the goal. With `reached`, for
+    sequences from the start of a plan, states that an earlier round computed are taken from there.
     """
     N, found = len(rows), []
+    names = [bytes(str(i), "ascii") for i in range(int(rows.max()) + 1)]
     for t in range(actions.codes.shape[1]):
         act = acts_of(actions, t)
         led = torch.cat([torch.stack([rows, act.codes], 1).double(), act.shifts.double(), act.ground.double()], 1)
         _, which = torch.unique(led, dim=0, return_inverse=True)
         first = torch.full((int(which.max()) + 1,), N).scatter_reduce(0, which, torch.arange(N), "amin")
-        nodes, rows = model.step(pick(nodes, rows[first]), Act(*(x[first] for x in act))), which
-        found.append(model.distance(nodes, goal)[rows])
+        before, act = rows[first], Act(*(x[first] for x in act))
+        if reached is None:
+            nodes = model.step(pick(nodes, before), act)
+            away = model.distance(nodes, goal)
+        else:
+            nodes, names, away = reached.step(model, pick(nodes, before), [names[i] for i in before.tolist()], act, goal)
+        rows = which
+        found.append(away[rows])
     return nodes, rows, torch.stack(found, 1)
 
 
@@ -95,7 +129,9 @@ def tried(model: Controls, state: Any, actions: Actions, goal: Any) -> Tensor:
     return onward(model, state, torch.zeros(len(actions.codes), dtype=torch.int64), actions, goal)[2]
 
 
-def costs(model: Controls, state: Any, actions: Actions, goal: Any, start: Tensor, budget: Budget) -> Tensor:
+def costs(
+    model: Controls, state: Any, actions: Actions, goal: Any, start: Tensor, budget: Budget, reached: Reached | None = None
+) -> Tensor:
     """(N,) what sequences cost; infinite for those that were given up, which cost more than each of the `elites` cheapest.
 
     A sum of distances only grows. So all go half of the way, the twice `elites` cheapest by then to the end, and of the others each as
@@ -105,7 +141,7 @@ def costs(model: Controls, state: Any, actions: Actions, goal: Any, start: Tenso
     if b.objective != "sum" or N <= 2 * b.elites or H < 2:
         return cost_of(tried(model, state, actions, goal), actions, start, b)
     half, far = H // 2, torch.full((N,), float("inf"))
-    nodes, rows, done = onward(model, state, torch.zeros(N, dtype=torch.int64), part(actions, slice(None), 0, half), goal)
+    nodes, rows, done = onward(model, state, torch.zeros(N, dtype=torch.int64), part(actions, slice(None), 0, half), goal, reached)
     dear = cost_of(torch.zeros(N, H), actions, start, b)  # changes of action are known beforehand
     order = (done.sum(1) / H + dear).argsort(stable=True)
     lead, left = order[: 2 * b.elites], order[2 * b.elites :]
@@ -154,7 +190,7 @@ def plan_cem(
     mean = torch.zeros(b.horizon, 2)
     std = ((high - low) / 6 if shift_std is None else shift_std).expand(b.horizon, 2).clone()
     start = model.distance(state, goal)[0]
-    best, least = None, float("inf")
+    best, least, reached = None, float("inf"), Reached()
     for _ in range(b.rounds):
         drawn = torch.multinomial(table, b.sequences, replacement=True, generator=draw).T.contiguous()
         drawn[0] = table.argmax(1)  # what the distribution believes in is always tried
@@ -164,7 +200,7 @@ def plan_cem(
             shifts[0] = mean
             shifts = torch.minimum(torch.maximum(shifts, low), high)
             actions = actions._replace(shifts=shifts)
-        cost = costs(model, state, actions, goal, start, b)
+        cost = costs(model, state, actions, goal, start, b, None if mixed else reached)  # shifts are never drawn twice
         order = cost.argsort(stable=True)[: b.elites]
         if float(cost[order[0]]) < least:
             least, best = float(cost[order[0]]), Actions(*(x[order[:1]] for x in actions))

@@ -22,14 +22,22 @@ def controls_of(model: Any) -> Controls:
     return found
 
 
-def pick(state: Any, rows: Tensor) -> Any:
-    """The states of some rows, in their order; rows may come more than once."""
+def pick(state: Any, rows: Tensor | slice) -> Any:
+    """The states of some rows, in their order; rows may come more than once. Those of a slice are views."""
     if isinstance(state, Tensor):
         return state[rows]
     if isinstance(state, tuple):
         parts = [pick(x, rows) for x in state]
         return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
     raise TypeError(f"a state is made of tensors and tuples, not of {type(state).__name__}")
+
+
+def joined(states: list[Any]) -> Any:
+    """States of one model, one behind the other."""
+    if isinstance(states[0], Tensor):
+        return torch.cat(states)
+    parts = [joined(list(x)) for x in zip(*states, strict=True)]
+    return type(states[0])(*parts) if hasattr(states[0], "_fields") else tuple(parts)
 
 
 def acts_of(actions: Actions, t: int) -> Act:

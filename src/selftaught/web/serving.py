@@ -214,16 +214,23 @@ class Connection:
                     return
 
 
-def build(stage: Stage, gate: Gate) -> Any:
-    """The FastAPI application on a stage."""
+def one_thread() -> ThreadPoolExecutor:
+    """The thread that computes everything: torch uses the processors itself, and a session is not made for several threads.
+
+    It opens the stage too. Each thread that computes gets a crew of its own from OpenMP, and with more of them than processors all of them
+    sleep between two operations: plans then took a fifth longer.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix="play")
+
+
+def build(stage: Stage, gate: Gate, worker: ThreadPoolExecutor) -> Any:
+    """The FastAPI application on a stage, with the thread that opened it."""
     from fastapi import FastAPI
     from fastapi.responses import HTMLResponse, PlainTextResponse, Response
     from starlette.routing import Route, WebSocketRoute
 
     page, policy = page_with_policy()
     sessions = Sessions(lambda: Session(stage))
-    # torch uses the processors itself, and a session is not made for several threads.
-    worker = ThreadPoolExecutor(1, thread_name_prefix="play")
     open_now = [0]
     safe = {
         "Content-Security-Policy": policy,
@@ -324,10 +331,11 @@ def serve(run: str, *, port: int = 0, browser: bool = False, token: str | None =
     bound = listening(port)
     port, token = bound.getsockname()[1], token or secrets.token_urlsafe(24)
     print("opening the model ...", flush=True)
-    stage = Stage.open(run)
+    worker = one_thread()
+    stage = worker.submit(Stage.open, run).result()
     for note in stage.playable.notes:
         print(f"note: {note}")
-    app = build(stage, Gate(token, frozenset({f"127.0.0.1:{port}", f"localhost:{port}"})))
+    app = build(stage, Gate(token, frozenset({f"127.0.0.1:{port}", f"localhost:{port}"})), worker)
     address = f"http://127.0.0.1:{port}/?token={token}"
     print(f"play: {address}\n(Ctrl+C ends it)", flush=True)
     if browser:
