@@ -276,7 +276,7 @@ class Asked:
         }
 
 
-def alone(model: Any, state: Any, actions: Actions, goal: Any, start: Tensor, budget: Budget) -> Tensor:
+def alone(model: Any, state: Any, actions: Actions, goal: Any, start: Tensor, budget: Budget, reached: Any = None) -> Tensor:
     """`planning.costs` without anything that is shared or given up."""
     state, away = pick(state, torch.zeros(len(actions.codes), dtype=torch.int64)), []
     for t in range(actions.codes.shape[1]):
