@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from PIL import Image
 
 from selftaught.core.errors import ConfigError, DataError
 from selftaught.data import clip_cache, clips
+from selftaught.data.cache import build_cache
 from selftaught.data.clip_cache import build_clips
 from selftaught.data.clip_check import check_clips
-from selftaught.data.clip_reader import Decoder, Place, Want
+from selftaught.data.clip_frames import FrameSource
+from selftaught.data.clip_reader import ClipInfo, Decoder, Limits, Place, Want
 from selftaught.data.clips import is_clips, open_clips
 from selftaught.data.readers import BadFile
 
@@ -213,6 +216,25 @@ def test_arrays(tmp_path: Path, decoder: Decoder) -> None:
         open_clips(np.zeros((4, 5, 6, 7), np.uint8))
     with pytest.raises(DataError):
         open_clips({"a": 1})
+
+
+def test_frames_as_pictures_are_decoded_at_their_size_and_each_clip_once(films: Path, tmp_path: Path) -> None:
+    """Whole frames of a longer video in HD have more bytes than are handed back."""
+    with Decoder(Limits(max_bytes=T * 48 * 80 * 3 - 1)) as tight:
+        source = FrameSource(open_clips(films / "b.mp4"))
+        source._decoder = tight
+        found = source.resized_many(range(4), 20)
+    assert [number_of(frame) for frame, _ in found] == [5, 15, 25, 35] and {size for _, size in found} == {(48, 80)}
+    asked: list[tuple[int, Want]] = []
+
+    class Watched(clips.ArrayClips):
+        def read(self, i: int, want: Want, decoder: Decoder) -> tuple[np.ndarray, ClipInfo]:
+            asked.append((i, want))
+            time.sleep(0.01)  # long enough for other threads to come in between
+            return super().read(i, want, decoder)
+
+    images = build_cache(FrameSource(Watched([numbered(8)] * 12)), 16, cache_dir=tmp_path)
+    assert len(images) == 48 and sorted(asked, key=lambda one: one[0]) == [(i, Want(16, 16)) for i in range(12)]
 
 
 def make_folder(films: Path, root: Path) -> Path:
