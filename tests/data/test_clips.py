@@ -198,6 +198,18 @@ def test_tars_are_read_in_place(films: Path, tmp_path: Path, decoder: Decoder) -
     assert is_clips(tmp_path) and not is_clips(films / "g.gif")
 
 
+def test_hidden_videos_and_rendered_objects_make_no_clips_of_pictures(films: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for name in (".trash/b.mp4", "__MACOSX/b.mp4", "._b.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((films / "b.mp4").read_bytes())
+    assert not is_clips(tmp_path)
+    for kind, clip in (({"kind": "pictures of objects"}, False), ({"world": "arm"}, True)):
+        (tmp_path / "world.json").write_text(json.dumps(kind))
+        (tmp_path / "truth.npz").touch()
+        assert is_clips(tmp_path) == clip
+
+
 def test_arrays(tmp_path: Path, decoder: Decoder) -> None:
     frames = numbered(6)
     for data in (frames, frames.transpose(0, 3, 1, 2), (frames / np.float32(255)), [frames, frames[:2]]):

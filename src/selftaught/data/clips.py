@@ -25,6 +25,7 @@ from selftaught.data.clip_decoding import fit
 from selftaught.data.clip_reader import MAX_CLIP_BYTES, MAX_SENT_BYTES, WHOLE, ClipInfo, Decoder, Place, Want, have_av
 from selftaught.data.npy import read_arrays
 from selftaught.data.readers import MAX_FILE_BYTES, BadFile
+from selftaught.data.rendered import is_rendered
 from selftaught.data.sources import PARTS, SPLITS, expand, shards
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
@@ -191,9 +192,12 @@ def is_clips(data: Any) -> bool:
         return _suffix(path.name) in videos or (path.suffix == ".tar" and _tar_holds(path, videos))
     if not path.is_dir():
         return False
-    found = [n for _, _, names in os.walk(path) for n in names]
-    if any(_suffix(n) in videos for n in found) or ("world.json" in found and "truth.npz" in found):
-        return True
+    for folder, folders, names in os.walk(path):  # what is left out as clips must not decide either
+        folders[:] = [n for n in folders if not n.startswith(".") and n not in _LEFT_OUT]
+        if any(_suffix(n) in videos and not n.startswith(".") for n in names):
+            return True
+        if {"world.json", "truth.npz"} <= set(names) and not is_rendered(Path(folder)):
+            return True
     return any(_tar_holds(tar, videos) for tar in sorted(path.glob("*.tar")))
 
 
