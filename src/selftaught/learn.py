@@ -144,7 +144,7 @@ def learn_clips(
     learner = features_stage(asked["features"], given, size, data)
     method = load_class(METHOD)
     clips: Any = timed(seconds, "reading clips", lambda: open_items(method, data, base_config(METHOD, size, data)))
-    configs = configs_of(asked, out / "learn.json")
+    configs = configs_of(asked, learner.method, out / "learn.json")
     if configs is None:
         configs = first_configs(learner.config, size, data, clips.sizes)
         stages = {"features": Stage(learner.method, configs["features"]), "actions": Stage(METHOD, configs["actions"])}
