@@ -315,6 +315,13 @@ def test_doctor_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch)
     assert check.status == "warn" and check.do == 'pip install "selftaught[export]"'
 
 
+@pytest.mark.parametrize("name", ["~no-such-user/x", "n" * 300, f"{'n' * 300}/x"], ids=["user", "long", "below long"])
+def test_names_that_can_be_nothing_are_errors_like_others(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    for words in (("data", "check", name), ("evaluate", name), ("replay", name), ("parse", "sample:w-sprites", name, "--out", "x")):
+        code, out, err = run(capsys, *words)
+        assert code == 2 and not out and name in err, words
+
+
 if __name__ == "__main__":
     FLAGS.write_text(json.dumps(all_flags(), indent=2) + "\n")
     print(f"wrote {FLAGS.name}")

@@ -186,11 +186,11 @@ def is_clips(data: Any) -> bool:
     """Whether a path holds videos, so that a command takes it as clips; a folder of pictures only is not taken so."""
     if not isinstance(data, (str, os.PathLike)) or "://" in os.fspath(data):
         return False
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     videos = tuple(suffix for suffix in VIDEO_SUFFIXES if suffix != ".gif")
-    if path.is_file():
+    if os.path.isfile(path):
         return _suffix(path.name) in videos or (path.suffix == ".tar" and _tar_holds(path, videos))
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return False
     for folder, folders, names in os.walk(path):  # what is left out as clips must not decide either
         folders[:] = [n for n in folders if not n.startswith(".") and n not in _LEFT_OUT]
@@ -264,10 +264,10 @@ def _open_path(text: str) -> ClipSource:
     many = expand(text.removeprefix("file://"))
     if len(many) > 1 or "://" in many[0]:
         return _tars(many) if all(one.endswith(".tar") for one in many) else _files([Path(one) for one in many])
-    path = Path(many[0]).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(many[0]))
+    if os.path.isdir(path):
         return _open_folder(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"{path} does not exist", expected="a video, a folder of videos or of frames, .tar, .npy or .npz")
     suffix = path.suffix.lower()
     if suffix == ".tar":
