@@ -309,6 +309,21 @@ def test_an_interrupted_cache_is_continued(tmp_path: Path, monkeypatch: pytest.M
     assert found.infos == whole.infos and not list((tmp_path / "b").glob(".partial*"))
 
 
+def test_the_folders_of_all_clips_are_looked_at_once() -> None:
+    """For each clip anew it took minutes to look over some thousand clips."""
+
+    class Counted(list[str]):
+        walks = 0
+
+        def __iter__(self) -> Iterator[str]:
+            Counted.walks += 1
+            return super().__iter__()
+
+    source = open_clips([numbered(2)] * 4)
+    source.keys = Counted(["a/0", "a/1", "b/0", "b/1"])
+    assert [source.label(i) for i in range(4)] == ["a", "a", "b", "b"] and Counted.walks == 1
+
+
 def test_too_many_broken_clips_stop(tmp_path: Path) -> None:
     for n in range(4):
         (tmp_path / f"{n}.mp4").write_bytes(b"no")

@@ -6,6 +6,7 @@ numbers in their names; GIFs are clips. What is known beside the pixels (folders
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
@@ -57,10 +58,15 @@ class ClipSource(ABC):
     def label(self, i: int) -> str | None:
         """Return the folder of clip `i` when every clip lies one level down and two folders or more hold several; for
         evaluation only."""
+        return self._folders[i] if self._folders else None
+
+    @functools.cached_property
+    def _folders(self) -> list[str]:
+        """The folder of every clip, none where folders are no classes; looked at once, since every clip asks."""
         folders = [PurePosixPath(key).parent.as_posix() for key in self.keys]
         flat = all(folder != "." and "/" not in folder for folder in folders)
         many = sum(count > 1 for count in Counter(folders).values()) > 1
-        return folders[i] if flat and many else None
+        return folders if flat and many else []
 
 
 class ClipSubset(ClipSource):
