@@ -21,6 +21,7 @@ from selftaught.data.clip_cache import build_clips
 from selftaught.data.clip_check import check_clips
 from selftaught.data.clip_frames import FrameSource
 from selftaught.data.clip_reader import ClipInfo, Decoder, Limits, Place, Want
+from selftaught.data.clip_truth import open_clip_test
 from selftaught.data.clips import is_clips, open_clips
 from selftaught.data.readers import BadFile
 
@@ -358,6 +359,14 @@ def test_a_world_is_data(tmp_path: Path, decoder: Decoder, capsys: pytest.Captur
     source = open_clips(tmp_path / "w")
     assert source.keys == [f"train/{n:06d}" for n in range(4)] + ["test/000004"]
     assert source.read(0, Want(), decoder)[0].shape == (8, 32, 32, 3)
+
+
+def test_a_truth_of_another_kind_is_none(tmp_path: Path) -> None:
+    folder_of_frames(tmp_path / "a", ["0.png", "1.png"])
+    folder_of_frames(tmp_path / "b", ["0.png", "1.png"])
+    np.savez(tmp_path / "truth.npz", boxes=np.zeros((2, 4)))
+    test = open_clip_test(tmp_path, SMALL, every=1)
+    assert len(test.windows) == 1 and test.truth is None
 
 
 @pytest.mark.parametrize("wrong", [(0, 5, 0.0, "stretch"), (-1, -1, 0.0, "stretch"), (8, 8, -1.0, "stretch"), (8, 8, 0.0, "pad")])
