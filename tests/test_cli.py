@@ -307,6 +307,15 @@ def test_doctor_names_a_cache_that_cannot_be_written(
     assert "bad   cache" in out and "set SELFTAUGHT_CACHE" in out
 
 
+def test_doctor_looks_at_the_cache_that_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from selftaught import doctor
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SELFTAUGHT_CACHE", "~/kept")
+    (check,) = doctor._cache()
+    assert check.status == "ok" and check.found.startswith(str(tmp_path / "kept"))
+
+
 def test_doctor_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from selftaught import doctor
 
