@@ -307,12 +307,28 @@ def test_doctor_names_a_cache_that_cannot_be_written(
     assert "bad   cache" in out and "set SELFTAUGHT_CACHE" in out
 
 
+def test_doctor_looks_at_the_cache_that_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from selftaught import doctor
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SELFTAUGHT_CACHE", "~/kept")
+    (check,) = doctor._cache()
+    assert check.status == "ok" and check.found.startswith(str(tmp_path / "kept"))
+
+
 def test_doctor_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from selftaught import doctor
 
     monkeypatch.setattr(doctor, "OPTIONAL", {"export": ("no_such_package",)})
     (check,) = doctor._optional()
     assert check.status == "warn" and check.do == 'pip install "selftaught[export]"'
+
+
+@pytest.mark.parametrize("name", ["~no-such-user/x", "n" * 300, f"{'n' * 300}/x"], ids=["user", "long", "below long"])
+def test_names_that_can_be_nothing_are_errors_like_others(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    for words in (("data", "check", name), ("evaluate", name), ("replay", name), ("parse", "sample:w-sprites", name, "--out", "x")):
+        code, out, err = run(capsys, *words)
+        assert code == 2 and not out and name in err, words
 
 
 if __name__ == "__main__":

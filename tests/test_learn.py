@@ -264,6 +264,14 @@ def test_nothing_learned_yet_is_said(tmp_path: Path) -> None:
         load(tmp_path / "nothing")
 
 
+def test_the_folder_of_a_training_is_not_learned_into(tmp_path: Path) -> None:
+    """What is opened, scored and exported afterwards would be that training."""
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(RunError, match="holds a run of `selftaught train`"):
+        learn(SAMPLE, tmp_path, size="tiny", minutes=0.01, features="nothing")
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
 SIZES = [(20, 20), (400, 37), (1, 50), (33, 400), (20, 20), (1, 1)]
 
 

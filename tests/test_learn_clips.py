@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from selftaught.control.glass import GLASS
-from selftaught.learn_clips import in_words, width_for
+from selftaught.learn_clips import configs_of, in_words, keep_plan, width_for
+from selftaught.registry import load_class
 from selftaught.report.clip_page import next_steps, score_rows
 
 
@@ -61,3 +62,10 @@ def test_a_score_of_all_clips_together_shows_no_interval() -> None:
 def test_frames_get_the_shape_of_the_clips_and_a_width_that_the_networks_take(size: str, sizes: list[list[int]], width: int) -> None:
     config: Any = GLASS.sizes[size]
     assert width_for(config, np.array(sizes, np.int64).reshape(-1, 2)) == width and width % (8 * config.fold) == 0
+
+
+def test_a_plan_with_given_features_of_another_method_is_taken_up_again(tmp_path: Path) -> None:
+    asked = {"features": "simclr", "need": ["features=runs/dino"], "data": "clips"}
+    configs = {"features": load_class("dino").sizes["tiny"], "actions": GLASS.sizes["tiny"]}
+    keep_plan(asked, configs, tmp_path / "learn.json")
+    assert configs_of(asked, "dino", tmp_path / "learn.json") == configs

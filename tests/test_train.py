@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from selftaught.core.config import read_json
 from selftaught.core.errors import ConfigError, RunError
 from selftaught.data.arrays import ArraySource
 from selftaught.data.base import Truth
 from selftaught.data.clips import ArrayClips
-from selftaught.loading import load_method
+from selftaught.loading import load, load_method
 from selftaught.registry import load_class
 from selftaught.train import resume, train
 from trained_runs import METHODS, SMALL, TRAINED, Runs, as_clips, differing, newest, structured_noise
@@ -183,3 +184,16 @@ def test_the_plan_of_a_run_is_frozen(runs: Runs, tmp_path: Path) -> None:
     assert read_json(run / "plan.json") == plan
     assert "computed in bf16, plain attention: it was so" in (run / "log.txt").read_text()
     assert differing(run, runs.straight / "dino"), "bf16 computes other numbers"
+
+
+def test_a_home_in_a_path_is_the_home_and_no_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    for i in range(8):
+        Image.fromarray(structured_noise(1)[0] // (i + 1)).save(tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    train("simclr", "~/photos", "~/run", size="tiny", steps=1, set=SMALL, quiet=True)
+    assert read_json(tmp_path / "run" / "config.json")["data"] == str(tmp_path / "photos")
+    assert newest(resume("~/run", steps=2, quiet=True))[1]["step"] == 2 and load("~/run").capabilities == ("embed",)
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -130,7 +130,7 @@ def replay(capture: Positional[Annotated[str, arg(metavar="CAPTURE")]]) -> None:
     Args:
         capture: A folder such as RUN/captures/step-000123.
     """
-    if not Path(capture).is_dir():
+    if not os.path.isdir(capture):
         raise RunError(f"There is no capture '{capture}'.{near(Path(capture))}", expected="RUN/captures/step-000123")
     from selftaught.replay import replay as job
 

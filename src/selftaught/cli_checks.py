@@ -30,8 +30,9 @@ def check_data(data: str) -> None:
     """Raise DataError with a suggestion when a local path does not exist; everything else is the reader's job."""
     if "://" in data or data.startswith("sample:") or any(letter in data for letter in "*?[{"):
         return
-    path = Path(data).expanduser()
-    if not path.exists():
+    # Not Path.expanduser and Path.exists, which raise for users that do not exist and for names that are too long.
+    path = Path(os.path.expanduser(data))
+    if not os.path.exists(path):
         raise DataError(
             f"There is no file or folder '{data}'.{near(path)}",
             expected="a folder of pictures, a .txt list, a .tar, a .npz, or sample:things",
@@ -40,8 +41,8 @@ def check_data(data: str) -> None:
 
 def check_run(run: str) -> None:
     """Raise RunError with a suggestion when a path is not the folder of a run."""
-    path = Path(run).expanduser()
-    if not path.is_dir():
+    path = Path(os.path.expanduser(run))
+    if not os.path.isdir(path):
         raise RunError(f"There is no run '{run}'.{near(path)}", expected="the folder that was given as --out")
     if not any((path / name).is_file() for name in ("config.json", "learn.json")):
         raise RunError(f"'{run}' is not a run: it has no config.json.", expected="the folder that was given as --out")
@@ -49,11 +50,11 @@ def check_run(run: str) -> None:
 
 def near(path: Path) -> str:
     """" Did you mean ...?" with the nearest name beside `path`, or the nearest name of its first missing parent."""
-    while not path.parent.is_dir():
+    while not os.path.isdir(path.parent):
         path = path.parent
     try:
         names = [entry.name for entry in path.parent.iterdir()]
-    except PermissionError:
+    except OSError:
         return ""
     hint = suggest(path.name, names)
     return hint.replace("'", f"'{path.parent}{os.sep}", 1) if hint and str(path.parent) != "." else hint

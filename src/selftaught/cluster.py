@@ -113,7 +113,7 @@ def embed(
     workers: processes with one processor each; None takes all that the cluster has. The cluster is the one of $RAY_ADDRESS or
     of `ray.init`, else this machine. Raises SelftaughtError; parts that are finished by then stay.
     """
-    return _spread(Task("embed", str(Path(run).resolve()), _named(data), _folder(out), batch), workers, quiet)
+    return _spread(Task("embed", os.path.realpath(os.path.expanduser(run)), _named(data), _folder(out), batch), workers, quiet)
 
 
 def segment(
@@ -132,7 +132,7 @@ def segment(
     objects: list of {segmentation, area, bbox, score} as in COCO; the run lengths are of the picture's size. The rest as `embed`.
     """
     check_fractions(threshold=threshold, min_area=min_area)
-    task = Task("segment", str(Path(run).resolve()), _named(data), _folder(out), batch, threshold, min_area)
+    task = Task("segment", os.path.realpath(os.path.expanduser(run)), _named(data), _folder(out), batch, threshold, min_area)
     return _spread(task, workers, quiet)
 
 

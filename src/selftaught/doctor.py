@@ -57,11 +57,6 @@ def lines(checks: list[Check]) -> list[str]:
     return text
 
 
-def cache_dir() -> Path:
-    """Where decoded pictures are kept: $SELFTAUGHT_CACHE or ~/.cache/selftaught."""
-    return Path(os.environ.get("SELFTAUGHT_CACHE") or Path.home() / ".cache" / "selftaught")
-
-
 def _python() -> list[Check]:
     version = platform.python_version()
     if (3, 10) <= sys.version_info[:2] < (3, 14):
@@ -158,7 +153,9 @@ def _disk() -> list[Check]:
 
 
 def _cache() -> list[Check]:
-    folder = cache_dir()
+    from selftaught.data.cache import cache_root
+
+    folder = cache_root()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:

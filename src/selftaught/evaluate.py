@@ -56,7 +56,7 @@ def evaluate(
     Returns:
         name -> Score; empty where the data hold no truth that the method can be measured with.
     """
-    run = Path(run)
+    run = Path(os.path.expanduser(run))
     parts = [
         part
         for part in ("features", objects_part(run), "actions")
@@ -158,7 +158,7 @@ def evaluate_field(
     opened = open_field_set(dataset, root)
     chosen = override(protocol_of(protocol or STANDARD, opened.spec.kind), set)
     opened = opened if limit is None or limit >= len(opened) else opened.first(max(1, limit))
-    method = load_method(part_of(Path(run)))
+    method = load_method(part_of(Path(os.path.expanduser(run))))
     wanted = ("segment",) if opened.spec.kind == "masks" else ("detect", "objects", "segment")
     if not any(capability in method.capabilities for capability in wanted):
         raise RunError(f"{run} cannot {' or '.join(wanted)}: it holds {method.name}.", expected="a run that finds objects")

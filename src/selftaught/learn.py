@@ -93,10 +93,13 @@ def learn(
     """
     if minutes is not None and not 0 < minutes < 1e6:
         raise ConfigError(f"minutes is {minutes}.", expected="a positive number")
-    out = Path(out)
+    out = Path(os.path.expanduser(out))
+    if os.path.exists(out / "config.json"):
+        raise RunError(f"{out} holds a run of `selftaught train`.", expected="a new folder, or one of `selftaught learn`",
+                       do="Choose another --out; --need features=RUN builds on what that run learned.")  # fmt: skip
     asked = {
         "schema": SCHEMA, "size": size, "seed": seed, "minutes": minutes, "features": features, "need": list(need),
-        "data": str(Path(data).resolve()) if is_path(data) else describe_data(data),
+        "data": os.path.realpath(os.path.expanduser(data)) if is_path(data) else describe_data(data),
     }  # fmt: skip
     given = parse_needs(need, ("features",)).get("features")
     if is_clips(data):
@@ -144,7 +147,7 @@ def learn_clips(
     learner = features_stage(asked["features"], given, size, data)
     method = load_class(METHOD)
     clips: Any = timed(seconds, "reading clips", lambda: open_items(method, data, base_config(METHOD, size, data)))
-    configs = configs_of(asked, out / "learn.json")
+    configs = configs_of(asked, learner.method, out / "learn.json")
     if configs is None:
         configs = first_configs(learner.config, size, data, clips.sizes)
         stages = {"features": Stage(learner.method, configs["features"]), "actions": Stage(METHOD, configs["actions"])}

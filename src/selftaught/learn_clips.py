@@ -43,8 +43,11 @@ STAGES = {"features": "Features", "actions": "Layers and actions"}
 SHOWN_CURVES = ("loss", "health", "mask_frac", "global_frame", "local_global_motion", "code_perplexity", "real_frames", "std_z")
 
 
-def configs_of(asked: Mapping[str, Any], path: Path) -> dict[str, TrainConfig] | None:
-    """The configs of a job that was planned before, or None; raises RunError when it was another job."""
+def configs_of(asked: Mapping[str, Any], features: str, path: Path) -> dict[str, TrainConfig] | None:
+    """The configs of a job that was planned before, or None; raises RunError when it was another job.
+
+    `features` is the method that learned the features: of a run that was given it may be another one than was asked for.
+    """
     if not path.exists():
         return None
     kept = read_json(path)
@@ -55,7 +58,7 @@ def configs_of(asked: Mapping[str, Any], path: Path) -> dict[str, TrainConfig] |
     if changed:
         texts = ", ".join(f"{k}={before.get(k)!r}" for k in changed)
         raise RunError(f"{path.parent} holds another job, with {texts}.", do="Choose another --out, or repeat the first command.")
-    names = {"features": str(asked["features"]), "actions": METHOD}
+    names = {"features": features, "actions": METHOD}
     return {k: from_json(load_class(names[k]).Config, c) for k, c in trained.items()}
 
 

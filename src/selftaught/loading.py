@@ -141,7 +141,7 @@ class Learned:
     """
 
     def __init__(self, run: str | os.PathLike[str]):
-        self.run = part_of(Path(run))
+        self.run = part_of(Path(os.path.expanduser(run)))
         self.method = load_method(self.run)
         providers = [self.method, *self.method.given.values()]
         self._by_capability: dict[str, Any] = {}

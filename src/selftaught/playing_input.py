@@ -79,12 +79,12 @@ def read_frames_of(data: Any, want: Want, every: int = 1) -> Tensor:
 
 
 def _from_path(text: str, want: Want, every: int) -> Tensor:
-    found = None if Path(text).exists() else _AT.fullmatch(text)
+    found = None if os.path.exists(text) else _AT.fullmatch(text)
     path, at = (found[1], int(found[2])) if found else (text, 0)
     if path.startswith(SHIPPED):
         clip = sample_clip(path, want)
     elif Path(path).suffix.lower() in readers.SUFFIXES and Path(path).suffix.lower() != ".gif":
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise DataError(f"There is no picture '{path}'.")
         clip = fit(readers.decode(Path(path)), want.height, want.width, False)[None]
     else:

@@ -67,9 +67,10 @@ def parse_needs(need: Sequence[str], known: Any) -> dict[str, Path]:
         if not equals or name not in known:
             raise ConfigError(f"--need {text!r} names nothing that is needed.{suggest(name, known)}",
                               expected=", ".join(f"{k}=RUN" for k in known) or "no needs")  # fmt: skip
-        if not (Path(run) / "config.json").exists():
+        folder = Path(os.path.expanduser(run))
+        if not os.path.exists(folder / "config.json"):
             raise RunError(f"{run} is no run folder.", expected=f"the run folder that learned {name}")
-        given[name] = Path(run)
+        given[name] = folder
     return given
 
 

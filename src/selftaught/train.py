@@ -84,7 +84,7 @@ class Job:
 
     def to_json(self) -> dict[str, Any]:
         """The content of config.json."""
-        data = os.path.realpath(self.data) if is_path(self.data) else describe_data(self.data)
+        data = os.path.realpath(os.path.expanduser(self.data)) if is_path(self.data) else describe_data(self.data)
         return {
             "schema": SCHEMA, "method": self.method, "size": self.size, "seed": self.seed, "data": data,
             "config": to_json(self.config), "needs": self.needs, "device": self.device,
@@ -137,7 +137,7 @@ def train(
     config = override(base_config(method, size, data), set)
     if steps is not None:
         config = replace(config, steps=steps)
-    out = Path(out)
+    out = Path(os.path.expanduser(out))
     given = parse_needs(need, cls.needs)
     needs = {name: relative_to_run(given[name], out) if name in given else f"needs/{name}" for name in cls.needs_of(config)}
     job = Job(method, data, out, size, seed, config, needs, choose_device(device), choose_sharding(sharding))
@@ -154,7 +154,7 @@ def resume(
 
     The number of processes and the `sharding` may be others than before.
     """
-    run = Path(run)
+    run = Path(os.path.expanduser(run))
     saved = read_run(run)
     config = from_json(load_class(saved.method).Config, saved.config)
     if steps is not None:

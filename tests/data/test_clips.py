@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,12 @@ from PIL import Image
 
 from selftaught.core.errors import ConfigError, DataError
 from selftaught.data import clip_cache, clips
+from selftaught.data.cache import build_cache
 from selftaught.data.clip_cache import build_clips
 from selftaught.data.clip_check import check_clips
-from selftaught.data.clip_reader import Decoder, Place, Want
+from selftaught.data.clip_frames import FrameSource
+from selftaught.data.clip_reader import ClipInfo, Decoder, Limits, Place, Want
+from selftaught.data.clip_truth import open_clip_test
 from selftaught.data.clips import is_clips, open_clips
 from selftaught.data.readers import BadFile
 
@@ -195,6 +199,18 @@ def test_tars_are_read_in_place(films: Path, tmp_path: Path, decoder: Decoder) -
     assert is_clips(tmp_path) and not is_clips(films / "g.gif")
 
 
+def test_hidden_videos_and_rendered_objects_make_no_clips_of_pictures(films: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for name in (".trash/b.mp4", "__MACOSX/b.mp4", "._b.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((films / "b.mp4").read_bytes())
+    assert not is_clips(tmp_path)
+    for kind, clip in (({"kind": "pictures of objects"}, False), ({"world": "arm"}, True)):
+        (tmp_path / "world.json").write_text(json.dumps(kind))
+        (tmp_path / "truth.npz").touch()
+        assert is_clips(tmp_path) == clip
+
+
 def test_arrays(tmp_path: Path, decoder: Decoder) -> None:
     frames = numbered(6)
     for data in (frames, frames.transpose(0, 3, 1, 2), (frames / np.float32(255)), [frames, frames[:2]]):
@@ -213,6 +229,25 @@ def test_arrays(tmp_path: Path, decoder: Decoder) -> None:
         open_clips(np.zeros((4, 5, 6, 7), np.uint8))
     with pytest.raises(DataError):
         open_clips({"a": 1})
+
+
+def test_frames_as_pictures_are_decoded_at_their_size_and_each_clip_once(films: Path, tmp_path: Path) -> None:
+    """Whole frames of a longer video in HD have more bytes than are handed back."""
+    with Decoder(Limits(max_bytes=T * 48 * 80 * 3 - 1)) as tight:
+        source = FrameSource(open_clips(films / "b.mp4"))
+        source._decoder = tight
+        found = source.resized_many(range(4), 20)
+    assert [number_of(frame) for frame, _ in found] == [5, 15, 25, 35] and {size for _, size in found} == {(48, 80)}
+    asked: list[tuple[int, Want]] = []
+
+    class Watched(clips.ArrayClips):
+        def read(self, i: int, want: Want, decoder: Decoder) -> tuple[np.ndarray, ClipInfo]:
+            asked.append((i, want))
+            time.sleep(0.01)  # long enough for other threads to come in between
+            return super().read(i, want, decoder)
+
+    images = build_cache(FrameSource(Watched([numbered(8)] * 12)), 16, cache_dir=tmp_path)
+    assert len(images) == 48 and sorted(asked, key=lambda one: one[0]) == [(i, Want(16, 16)) for i in range(12)]
 
 
 def make_folder(films: Path, root: Path) -> Path:
@@ -275,6 +310,21 @@ def test_an_interrupted_cache_is_continued(tmp_path: Path, monkeypatch: pytest.M
     assert found.infos == whole.infos and not list((tmp_path / "b").glob(".partial*"))
 
 
+def test_the_folders_of_all_clips_are_looked_at_once() -> None:
+    """For each clip anew it took minutes to look over some thousand clips."""
+
+    class Counted(list[str]):
+        walks = 0
+
+        def __iter__(self) -> Iterator[str]:
+            Counted.walks += 1
+            return super().__iter__()
+
+    source = open_clips([numbered(2)] * 4)
+    source.keys = Counted(["a/0", "a/1", "b/0", "b/1"])
+    assert [source.label(i) for i in range(4)] == ["a", "a", "b", "b"] and Counted.walks == 1
+
+
 def test_too_many_broken_clips_stop(tmp_path: Path) -> None:
     for n in range(4):
         (tmp_path / f"{n}.mp4").write_bytes(b"no")
@@ -309,6 +359,14 @@ def test_a_world_is_data(tmp_path: Path, decoder: Decoder, capsys: pytest.Captur
     source = open_clips(tmp_path / "w")
     assert source.keys == [f"train/{n:06d}" for n in range(4)] + ["test/000004"]
     assert source.read(0, Want(), decoder)[0].shape == (8, 32, 32, 3)
+
+
+def test_a_truth_of_another_kind_is_none(tmp_path: Path) -> None:
+    folder_of_frames(tmp_path / "a", ["0.png", "1.png"])
+    folder_of_frames(tmp_path / "b", ["0.png", "1.png"])
+    np.savez(tmp_path / "truth.npz", boxes=np.zeros((2, 4)))
+    test = open_clip_test(tmp_path, SMALL, every=1)
+    assert len(test.windows) == 1 and test.truth is None
 
 
 @pytest.mark.parametrize("wrong", [(0, 5, 0.0, "stretch"), (-1, -1, 0.0, "stretch"), (8, 8, -1.0, "stretch"), (8, 8, 0.0, "pad")])

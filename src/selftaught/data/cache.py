@@ -8,7 +8,6 @@ and renamed when it is whole.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from selftaught.core.config import FULL, sync_folder
 from selftaught.core.errors import EXIT_DATA, EXIT_DISK, DataError
 from selftaught.data.base import Source
 from selftaught.data.readers import BadFile
@@ -39,7 +39,6 @@ _PIECE, _AHEAD, _AHEAD_BYTES = 16, 32, 32 * 2**20
 """Pictures that a thread decodes before it hands them over; most such pieces ahead, and most bytes of all of them."""
 _SPOTS = 64
 _SPARE_BYTES = 32 * 2**20
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Report = Callable[[int, int], None]
 
@@ -191,7 +190,7 @@ class _Work:
             to_disk(stream)
         (self.folder / "journal.jsonl").unlink(missing_ok=True)
         os.replace(self.folder, folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
     def _named(self) -> list[tuple[str, str]]:
         return [(self.source.keys[i], reason) for i, reason in self.bad]
@@ -331,16 +330,6 @@ def spots(images: np.ndarray) -> list[int]:
 def to_disk(stream: BinaryIO) -> None:
     stream.flush()
     os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder to flush it
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

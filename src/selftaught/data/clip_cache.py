@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from selftaught.core.config import sync_folder
+from selftaught.core.config import FULL, sync_folder
 from selftaught.core.errors import EXIT_DISK, ConfigError, DataError
 from selftaught.data import cache
 from selftaught.data.clip_reader import LIMITS, ClipInfo, Decoder, Limits, Want
@@ -153,7 +153,7 @@ class _Work:
             self.run(max_bad_frac, report)
             self.finish(fingerprint, folder)
         except OSError as error:
-            if error.errno in cache.FULL:
+            if error.errno in FULL:
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
 

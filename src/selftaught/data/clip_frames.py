@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from selftaught.data.base import OfficialSplits, Source, digest_of
 from selftaught.data.clip_reader import ClipInfo, Decoder, Want
 from selftaught.data.clips import ClipSource, ClipSplits, open_clips
+from selftaught.data.readers import BadFile, Resized
 
 PER_CLIP = 4
 """Frames that are taken of a clip: neighbours are almost the same picture."""
@@ -23,7 +25,7 @@ class FrameSource(Source):
         self.clips, self.per_clip = clips, per_clip
         self.name, self.part, self.notes = clips.name, clips.part, list(clips.notes)
         self.keys = [f"{key}@{k}" for key in clips.keys for k in range(per_clip)]
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._decoder = Decoder()
         self._memo: tuple[tuple[int, Want], tuple[np.ndarray, ClipInfo]] | None = None
 
@@ -34,8 +36,18 @@ class FrameSource(Source):
         frame, info = self._frame(i, Want(px, px))
         return frame, (info.height, info.width)
 
+    def resized_many(self, indices: Sequence[int], px: int) -> list[Resized | BadFile]:
+        found: list[Resized | BadFile] = []
+        with self._lock:  # for all of them: clips of another thread in between would let each be decoded for every frame
+            for i in indices:
+                try:
+                    found.append(self.resized(i, px))
+                except BadFile as error:
+                    found.append(error)
+        return found
+
     def fingerprint(self) -> str:
-        return digest_of("frames of clips", [str(self.per_clip), self.clips.fingerprint()])
+        return digest_of("frames of clips at their size", [str(self.per_clip), self.clips.fingerprint()])
 
     def _frame(self, i: int, want: Want) -> tuple[np.ndarray, ClipInfo]:
         clip, k = divmod(i, self.per_clip)

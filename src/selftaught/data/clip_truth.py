@@ -67,11 +67,13 @@ def open_clip_test(data: Any, want: Want, every: int, seed: int = 0, limit: int 
 
 
 def read_truth(data: Any, windows: WindowSet) -> ClipTruth | None:
-    """The truth of windows of clips that `selftaught data make` wrote, or None for other clips."""
-    if not isinstance(data, (str, os.PathLike)) or not (Path(data) / "truth.npz").is_file():
+    """The truth of windows of clips that `selftaught data make` wrote, or None for other clips, also beside a truth.npz of another kind."""
+    if not isinstance(data, (str, os.PathLike)) or not os.path.isfile(truth := Path(os.path.expanduser(data)) / "truth.npz"):
         return None
     names = ("key", "moves", "locals", "shifts_px", "ground_shifts_px", "mask_bits", "mask_width")
-    arrays = read_arrays(Path(data) / "truth.npz", names)
+    arrays = read_arrays(truth, names)
+    if set(names) - set(arrays):
+        return None
     rows = {str(key).rsplit("/", 1)[-1]: i for i, key in enumerate(arrays["key"].tolist())}
     found = [rows.get(key.rsplit("@", 1)[0].rsplit("/", 1)[-1]) for key in windows.keys]
     if any(row is None for row in found):

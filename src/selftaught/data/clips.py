@@ -6,6 +6,7 @@ numbers in their names; GIFs are clips. What is known beside the pixels (folders
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
@@ -25,6 +26,7 @@ from selftaught.data.clip_decoding import fit
 from selftaught.data.clip_reader import MAX_CLIP_BYTES, MAX_SENT_BYTES, WHOLE, ClipInfo, Decoder, Place, Want, have_av
 from selftaught.data.npy import read_arrays
 from selftaught.data.readers import MAX_FILE_BYTES, BadFile
+from selftaught.data.rendered import is_rendered
 from selftaught.data.sources import PARTS, SPLITS, expand, shards
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
@@ -56,10 +58,15 @@ class ClipSource(ABC):
     def label(self, i: int) -> str | None:
         """Return the folder of clip `i` when every clip lies one level down and two folders or more hold several; for
         evaluation only."""
+        return self._folders[i] if self._folders else None
+
+    @functools.cached_property
+    def _folders(self) -> list[str]:
+        """The folder of every clip, none where folders are no classes; looked at once, since every clip asks."""
         folders = [PurePosixPath(key).parent.as_posix() for key in self.keys]
         flat = all(folder != "." and "/" not in folder for folder in folders)
         many = sum(count > 1 for count in Counter(folders).values()) > 1
-        return folders[i] if flat and many else None
+        return folders if flat and many else []
 
 
 class ClipSubset(ClipSource):
@@ -185,15 +192,18 @@ def is_clips(data: Any) -> bool:
     """Whether a path holds videos, so that a command takes it as clips; a folder of pictures only is not taken so."""
     if not isinstance(data, (str, os.PathLike)) or "://" in os.fspath(data):
         return False
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     videos = tuple(suffix for suffix in VIDEO_SUFFIXES if suffix != ".gif")
-    if path.is_file():
+    if os.path.isfile(path):
         return _suffix(path.name) in videos or (path.suffix == ".tar" and _tar_holds(path, videos))
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return False
-    found = [n for _, _, names in os.walk(path) for n in names]
-    if any(_suffix(n) in videos for n in found) or ("world.json" in found and "truth.npz" in found):
-        return True
+    for folder, folders, names in os.walk(path):  # what is left out as clips must not decide either
+        folders[:] = [n for n in folders if not n.startswith(".") and n not in _LEFT_OUT]
+        if any(_suffix(n) in videos and not n.startswith(".") for n in names):
+            return True
+        if {"world.json", "truth.npz"} <= set(names) and not is_rendered(Path(folder)):
+            return True
     return any(_tar_holds(tar, videos) for tar in sorted(path.glob("*.tar")))
 
 
@@ -260,10 +270,10 @@ def _open_path(text: str) -> ClipSource:
     many = expand(text.removeprefix("file://"))
     if len(many) > 1 or "://" in many[0]:
         return _tars(many) if all(one.endswith(".tar") for one in many) else _files([Path(one) for one in many])
-    path = Path(many[0]).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(many[0]))
+    if os.path.isdir(path):
         return _open_folder(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"{path} does not exist", expected="a video, a folder of videos or of frames, .tar, .npy or .npz")
     suffix = path.suffix.lower()
     if suffix == ".tar":

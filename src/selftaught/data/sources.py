@@ -341,8 +341,8 @@ def tar_shards(data: Any) -> list[str]:
     else:
         return []
     if len(many) == 1 and "://" not in many[0]:
-        path = Path(many[0]).expanduser()
-        if path.is_dir():
+        path = _at_home(many[0])
+        if os.path.isdir(path):
             entries = {entry.name: entry for entry in os.scandir(path)}
             names = sorted(n for n in entries if n.endswith(".tar"))
             split = all(shards(names, PARTS[part]) for part in ("train", "test"))
