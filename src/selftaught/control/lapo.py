@@ -141,8 +141,11 @@ class LAPO(Method):
             raise ValueError(
                 f"window is 3 or more and warm_frac at most quantised_frac, got {c.window}, {c.warm_frac}, {c.quantised_frac}"
             )
-        if c.reach_px < 1 or c.reach_px >= min(c.image_px, c.width_px) // 2 or c.ground_reach_px < 0:
-            raise ValueError(f"reach_px is at least 1 and less than half the frame, got {c.reach_px}")
+        half = min(c.image_px, c.width_px) // 2
+        if not 1 <= c.reach_px < half or not 0 <= c.ground_reach_px < half:
+            raise ValueError(
+                f"reach_px is at least 1, ground_reach_px at least 0, both less than half the frame, got {c.reach_px} and {c.ground_reach_px}"
+            )
         self.image_px, self.width_px, self.codes = c.image_px, c.width_px, c.codes
         reach = c.reach_px if c.compare else 0
         self.inverse = InverseModel(c.inverse_widths, c.inverse_hidden, c.code_dim, c.fold, c.norm, reach)

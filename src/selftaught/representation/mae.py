@@ -183,6 +183,8 @@ class MAE(EncoderMethod):
             )
         if c.batch_size // c.accumulate < 2:
             raise ValueError("mae needs at least two pictures in each part of a batch: it keeps statistics over them")
+        if not 0 < c.mask_frac <= 1:
+            raise ValueError(f"mask_frac must be in (0, 1], got {c.mask_frac}: only hidden patches are learned")
         if not 0 < c.block_min <= c.block_max <= c.mask_frac and c.block_prob:
             raise ValueError("block_min and block_max must be in (0, mask_frac], block_min the smaller one")
         grid = c.image_px // c.patch_px

@@ -35,7 +35,7 @@ from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Pro
 from selftaught.nets.bilateral import follow_edges
 from selftaught.segmentation.border import border_contrast
 from selftaught.segmentation.cut import centred, overlay
-from selftaught.segmentation.tokencut import TokenCut, tokencut_masks
+from selftaught.segmentation.tokencut import TokenCut, check_graph, tokencut_masks
 from selftaught.segmentation.voting import pseudo_mask_file, spectral_candidates, vote
 
 SETTLE_PICTURES = 1024
@@ -71,6 +71,14 @@ class SelfMaskConfig(TrainConfig):
     """Momentum of the average."""
     refine: Literal["none", "bilateral"] = "none"
     """What the answers go through: nothing, or the bilateral solver, which follows the colours of the picture (10 ms a picture)."""
+
+    def __post_init__(self) -> None:
+        if self.queries < 1 or self.decoder_depth < 1 or self.decoder_width < 4 or self.decoder_width % 4:
+            raise ValueError("queries and decoder_depth must be at least 1, decoder_width a multiple of 4")
+        if self.jitter > 1 or not 0 <= self.correct_weight <= 1:
+            raise ValueError("jitter must be at most 1, correct_weight in [0, 1]")
+        for tau in self.taus:
+            check_graph(tau, 1e-5)
 
 
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
