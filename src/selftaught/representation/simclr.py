@@ -123,7 +123,7 @@ class SimCLR(EncoderMethod):
         """Draw the two views, each (B, 3, view_px, view_px), and the turned one with its turns (B,) in quarters."""
         batch = {"views": torch.cat([augment(images, self.view), augment(images, self.view)])}
         if self.turn_head is not None:
-            batch["turns"] = draws.randint(4, len(images))
+            batch["turns"] = draws.randint(4, len(images)).to(images.device)
             batch["turned"] = turn(augment(images, self.turned_view), batch["turns"])
         return batch
 

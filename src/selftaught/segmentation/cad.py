@@ -188,7 +188,7 @@ class Cad(Method):
         order = draws.rand(B, 4).argsort(1)
         pixels = hflip(crop_resize(images.float() / 255, crops, S), flips)
         pixels = color_jitter(pixels, order, u[0], u[1], u[2], 0.3 * (u[3] - 1), draws.rand(B) < 0.8)
-        return {"images": pixels, "boxes": moved_boxes(boxes, crops, flips, S, S)}
+        return {"images": pixels, "boxes": moved_boxes(boxes, crops, flips, S, S).to(images.device)}
 
     def loss(self, batch: dict[str, Tensor], player: str, progress: Progress) -> tuple[Tensor, Parts]:
         images, boxes = batch["images"], batch["boxes"]

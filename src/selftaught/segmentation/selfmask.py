@@ -334,7 +334,7 @@ class SelfMask(Method):
             raise RuntimeError("begin() makes the pseudo-masks before training")
         pictures = images.float() / 255
         B, S = len(images), c.image_px
-        target = resize(torch.from_numpy(self.pseudo[indices].astype(np.float32) / 255)[:, None], (S, S))
+        target = resize(torch.from_numpy(self.pseudo[indices].astype(np.float32) / 255).to(images.device)[:, None], (S, S))
         boxes = random_resized_crop_params(B, S, S, (c.crop_min, 1.0), (0.75, 4 / 3))
         flips = draws.rand(B) < 0.5
         u = 1 + c.jitter * (2 * draws.rand(4, B, rows=1) - 1)
@@ -378,8 +378,8 @@ class SelfMask(Method):
         chosen = np.unique(np.linspace(0, len(images) - 1, min(SETTLE_PICTURES, len(images))).astype(int))
         soft = []
         for rows in np.array_split(chosen, -(-len(chosen) // 64)):
-            found = self.answer(self.average.module, images.batch(rows).float() / 255)
-            soft.append(found[:, ::2, ::2].flatten().numpy())
+            found = self.answer(self.average.module, images.batch(rows).to(self.part.device).float() / 255)
+            soft.append(found[:, ::2, ::2].flatten().cpu().numpy())
         covered = float((self.pseudo[chosen] > 127).mean())
         self.part.fill_(float(np.clip(np.quantile(np.concatenate(soft), 1 - covered), 0.02, 0.98)))
 
