@@ -88,6 +88,14 @@ def open_needs(run: Path, needs: Mapping[str, str], inside: tuple[Path, ...] = (
     return {name: load_method(Path(run) / path, (*inside, Path(run).resolve())) for name, path in needs.items()}
 
 
+def move_needs(method: Method, device: str) -> None:
+    """Bring what a method was given, and what that was given in turn, to a device: it lies outside of the module tree."""
+    for need in method.given.values():
+        if isinstance(need, Method):
+            need.to(device)
+            move_needs(need, device)
+
+
 def refuse_misfit(
     cls: type[Method], config: Any, needs: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path
 ) -> None:

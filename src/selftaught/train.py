@@ -41,7 +41,7 @@ from selftaught.core.tune import Plan, choose, describe
 from selftaught.core.undo import Undo
 from selftaught.data.cache import ImageSet
 from selftaught.data.clip_windows import WindowSet
-from selftaught.loading import BUILD_ERRORS, fill, load_method, open_needs, read_run
+from selftaught.loading import BUILD_ERRORS, fill, load_method, move_needs, open_needs, read_run
 from selftaught.method import Method, Player, Progress
 from selftaught.nets.batchnorm import join_batch_norms
 from selftaught.registry import load_class
@@ -245,6 +245,7 @@ class Loop:
         """Train to the end, or to a polite stop."""
         with launch.first():
             self.method.begin(self.images, self.job.out, self.recorder.say)
+        move_needs(self.method, self.job.device)  # until here they looked at the loader's pictures
         self.plan = self.choose_plan()
         self.plan.apply(self.method)
         self.optimizers = {name: p.build_optimizer() for name, p in self.players.items()}

@@ -238,6 +238,7 @@ def test_every_option_can_be_trained(changes: dict[str, Any]) -> None:
         {"warm_frac": 0.5, "quantised_frac": 0.2},
         {"reach_px": 16},
         {"reach_px": 0},
+        {"ground_reach_px": 16},
         {"codes": 1},
     ],
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selftaught.control import planning
 from selftaught.control.glass import GLASS
-from selftaught.control.habits import Habits, Keys, diversity, futures
+from selftaught.control.habits import MAX_KEYS, Habits, Keys, diversity, futures
 from selftaught.control.lapo import LAPO
 from selftaught.control.naming import Names, few
 from selftaught.control.planning import Budget, cost_of, costs, plan, plan_beam, plan_cem, tried
@@ -285,6 +285,8 @@ def test_keys_of_a_model_with_shifts_are_pairs() -> None:
     assert torch.equal(back.codes, codes) and float((back.shifts - actions.shifts).abs().max()) < 0.01
     with pytest.raises(ConfigError):
         keys.actions(torch.tensor([[6]]))
+    many = Actions(shifts[which.repeat(4, 3)], torch.zeros(16, 150, 2), torch.arange(16 * 150).view(16, 150) % 600)
+    assert len(Keys.fit(ActionSpace(600, (-1, -1), (1, 1)), many, ways=3)) == MAX_KEYS, "where all are rare some are kept"
 
 
 def test_futures_differ_and_are_repeatable() -> None:

@@ -53,6 +53,7 @@ def test_delta_acc_is_held_out() -> None:
     floor, ceiling = act.delta_acc_bounds(d, noise, 4)
     assert act.delta_acc(d, noise) < floor + 0.1 and ceiling > 0.9
     assert act.delta_acc(d, np.zeros(400, int)) == 1
+    assert np.isnan(act.delta_acc(d[:1], noise[:1])) and np.isnan(act.delta_acc_bounds(d[:1], noise[:1], 4)[1]), "nothing is held out"
 
 
 def test_use_of_codes() -> None:

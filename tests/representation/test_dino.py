@@ -218,6 +218,9 @@ def test_crops_have_their_sizes_and_none_are_needed(pictures: Tensor) -> None:
     ("changes", "text"),
     [
         ({"teacher_temperature": 0.1}, "must be below"),
+        ({"teacher_temperature": 0.0}, "above 0"),
+        ({"prototypes": 1}, "at least 2 prototypes"),
+        ({"local_px": 20}, "multiple of the patches' 8 px"),
         ({"targets": "center"}, "'centre' or 'sinkhorn'"),
         ({"stem": "convolution"}, "'linear' or 'conv'"),
         ({"patch_px": 5}, "not a multiple"),

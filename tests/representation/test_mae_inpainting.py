@@ -68,6 +68,9 @@ def test_blocks_lie_everywhere() -> None:
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
+    for share in (0.0, -0.5, 1.5):
+        with pytest.raises(ValueError, match="mask_frac"):
+            MAE(replace(TINY, mask_frac=share))
     for wrong in ({"block_min": 0.5, "block_max": 0.4}, {"block_max": 0.9}, {"block_min": 0.0}):
         with pytest.raises(ValueError, match="block_min"):
             MAE(replace(TINY, block_prob=1.0, **wrong))

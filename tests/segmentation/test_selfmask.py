@@ -265,6 +265,14 @@ def test_what_is_given_stays_as_it_was() -> None:
     assert all(not p.requires_grad for p in frozen.net.encoder.parameters())
 
 
+@pytest.mark.parametrize(
+    "changes", [{"queries": 0}, {"decoder_depth": 0}, {"decoder_width": 18}, {"jitter": 5.0}, {"correct_weight": 2.0}, {"taus": (2.0,)}]
+)
+def test_settings_that_cannot_be_trained_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, ConfigError)):
+        replace(TINY, **changes)
+
+
 def test_needs_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match="needs features"):
         SelfMask(TINY, {})

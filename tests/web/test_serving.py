@@ -7,6 +7,7 @@ import random
 import re
 import socket
 import string
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -293,6 +294,14 @@ def test_sessions_are_few() -> None:
     assert (
         len(sessions) == MAX_SESSIONS and sessions.known("session-1") is None and sessions.known("session-0") is first
     )
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "websockets"])
+def test_a_package_that_is_missing_is_named_before_anything_is_opened(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match="packages that are not there") as error:
+        serving.serve("no-run")
+    assert package in str(error.value) and "selftaught[web]" in str(error.value)
 
 
 def test_a_port_that_is_taken_gives_a_clear_error() -> None:

@@ -235,8 +235,12 @@ class GLASS(Method):
             raise ValueError(f"slow_apart must be less than window, got {c.slow_apart} and {c.window}")
         if c.coding == "slow" and not c.slow_from < c.warm_frac:
             raise ValueError(f"slow_from must be less than warm_frac, got {c.slow_from} and {c.warm_frac}: looks are gathered in between")
-        if c.coding == "slow" and (c.figure_px < 8 or c.figure_px % 8):
+        if (c.coding == "slow" or c.draws == "agent" or c.swap_frac) and (c.figure_px < 8 or c.figure_px % 8):
             raise ValueError(f"figure_px must be a multiple of 8, got {c.figure_px}")
+        if c.gma_every < 1:
+            raise ValueError(f"gma_every must be at least 1, got {c.gma_every}")
+        if not 0 <= 2 * c.ground_reach_px < min(c.image_px, c.width_px):
+            raise ValueError(f"frames must be more than twice as large as a reach of {c.ground_reach_px} px, which is at least 0")
         if not 3 <= c.window_start <= c.window:
             raise ValueError(f"window_start and window must be 3 or more and in this order, got {c.window_start} and {c.window}")
         self.image_px, self.width_px, self.codes = c.image_px, c.width_px, c.codes

@@ -26,8 +26,8 @@ def build_gma(c: Any) -> GMA:
 def _shift(c: Any, reach_px: int, whole: bool) -> nn.Module:
     if c.shift == "regression":
         return ShiftRegressor(c.shift_widths, c.shift_hidden, c.fold, c.norm)
-    if min(c.image_px, c.width_px) <= 2 * reach_px:
-        raise ValueError(f"frames must be more than twice as large as a reach of {reach_px} px")
+    if reach_px < 1 or min(c.image_px, c.width_px) <= 2 * reach_px:
+        raise ValueError(f"frames must be more than twice as large as a reach of {reach_px} px, which is at least 1")
     return ShiftCorrelator(c.shift_widths[0] // 2, reach_px, whole)
 
 

@@ -51,8 +51,8 @@ class Keys:
         means = torch.stack([shifts[labels == w].mean(0) for w in range(int(labels.max()) + 1)])
         pairs, counts = torch.unique(codes * len(means) + labels, return_counts=True)
         order = counts.argsort(descending=True, stable=True)
-        kept = [int(pairs[i]) for i in order if counts[i] >= RARE * len(codes)][:MAX_KEYS]
-        chosen = torch.tensor(kept)
+        usual = counts[order] >= RARE * len(codes)
+        chosen = pairs[order[usual] if bool(usual.any()) else order][:MAX_KEYS]  # of very many codes each is rare
         return cls(chosen // len(means), means[chosen % len(means)])
 
     def of(self, actions: Actions) -> Tensor:

@@ -141,8 +141,11 @@ class LAPO(Method):
             raise ValueError(
                 f"window is 3 or more and warm_frac at most quantised_frac, got {c.window}, {c.warm_frac}, {c.quantised_frac}"
             )
-        if c.reach_px < 1 or c.reach_px >= min(c.image_px, c.width_px) // 2 or c.ground_reach_px < 0:
-            raise ValueError(f"reach_px is at least 1 and less than half the frame, got {c.reach_px}")
+        half = min(c.image_px, c.width_px) // 2
+        if not 1 <= c.reach_px < half or not 0 <= c.ground_reach_px < half:
+            raise ValueError(
+                f"reach_px is at least 1 and ground_reach_px 0, both less than half the frame, got {c.reach_px} and {c.ground_reach_px}"
+            )
         self.image_px, self.width_px, self.codes = c.image_px, c.width_px, c.codes
         reach = c.reach_px if c.compare else 0
         self.inverse = InverseModel(c.inverse_widths, c.inverse_hidden, c.code_dim, c.fold, c.norm, reach)
@@ -187,8 +190,8 @@ class LAPO(Method):
         vectors = q.vectors.view_as(z)
         if share < 1:
             B, n, D = z.shape
-            free = self.quantiser.standard(z.flatten(0, 1).float()).view_as(z) + self.config.noise * randn(B, n, D)
-            vectors = torch.where(rand(B, n, 1) < share, vectors, free)
+            free = self.quantiser.standard(z.flatten(0, 1).float()).view_as(z) + self.config.noise * randn(B, n, D).to(z.device)
+            vectors = torch.where(rand(B, n, 1).to(z.device) < share, vectors, free)
         return q, vectors
 
     def loss(self, batch: Tensor, player: str, progress: Progress) -> tuple[Tensor, Parts]:

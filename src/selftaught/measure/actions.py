@@ -98,11 +98,13 @@ def k_means_codes(vectors: Any, count: int, seed: int = 0) -> np.ndarray:
 def delta_acc(displacements: Any, codes: Any, seed: int = 0) -> float:
     """Share right of a linear support vector machine that tells the code from the displacement, on a held-out half of (N, D).
 
-    The released code of CADDY trains and tests on the same transitions. With a single code 1.
+    The released code of CADDY trains and tests on the same transitions. With a single code 1, with a single transition NaN.
     """
     from sklearn.svm import LinearSVC
 
     d, a = _vectors(displacements), np.asarray(codes).ravel()
+    if len(d) < 2:
+        return float("nan")
     order = np.random.default_rng(seed).permutation(len(d))
     train, test = order[: len(d) // 2], order[len(d) // 2 :]
     if len(np.unique(a[train])) < 2:

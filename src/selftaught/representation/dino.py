@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from selftaught.core.launch import all_reduce_max, all_reduce_sum, gather, mean_rows, rows_before
 from selftaught.data.augment import augment, dino_global, dino_local
 from selftaught.method import EMA, Parts, Player, Progress
+from selftaught.nets.timm_vit import TimmViT
+from selftaught.nets.vit import ViT
 from selftaught.representation.encoder import EncoderConfig, EncoderMethod, embedding_health
 
 
@@ -163,8 +165,12 @@ class DINO(EncoderMethod):
     def __init__(self, config: DINOConfig, needs: Mapping[str, Any] | None = None):
         super().__init__(config, needs)
         c = config
-        if c.teacher_temperature >= c.student_temperature:
-            raise ValueError("the teacher's temperature must be below the student's, or all pictures become alike")
+        if not 0 < c.teacher_temperature < c.student_temperature:
+            raise ValueError("the teacher's temperature must be below the student's and above 0, or all pictures become alike")
+        if c.prototypes < 2:
+            raise ValueError(f"there must be at least 2 prototypes, got {c.prototypes}")
+        if c.local_crops > 0 and isinstance(self.backbone.net, (ViT, TimmViT)) and c.local_px % self.patch_px:
+            raise ValueError(f"local_px must be a multiple of the patches' {self.patch_px} px, got {c.local_px}")
         if c.targets not in ("centre", "sinkhorn"):
             raise ValueError(f"targets must be 'centre' or 'sinkhorn', got {c.targets!r}")
         self.head = Head(self.backbone.width, c.head_width, c.bottleneck, c.prototypes, c.head_norm)

@@ -92,7 +92,8 @@ class EncoderMethod(Method):
         if self.whitening is None:
             return
         chosen = np.unique(np.linspace(0, len(images) - 1, min(SETTLE_PICTURES, len(images))).astype(int))
-        parts = [self.pooled(images.batch(rows).float() / 255) for rows in np.array_split(chosen, -(-len(chosen) // 256))]
+        device = self.whitening.mean.device
+        parts = [self.pooled(images.batch(rows).to(device).float() / 255) for rows in np.array_split(chosen, -(-len(chosen) // 256))]
         self.settle_on(torch.cat(parts))
 
     def settle_on(self, pooled: Tensor) -> None:

@@ -183,6 +183,8 @@ class MAE(EncoderMethod):
             )
         if c.batch_size // c.accumulate < 2:
             raise ValueError("mae needs at least two pictures in each part of a batch: it keeps statistics over them")
+        if not 0 < c.mask_frac <= 1:
+            raise ValueError(f"mask_frac must be in (0, 1], got {c.mask_frac}: only hidden patches are learned")
         if not 0 < c.block_min <= c.block_max <= c.mask_frac and c.block_prob:
             raise ValueError("block_min and block_max must be in (0, mask_frac], block_min the smaller one")
         grid = c.image_px // c.patch_px
@@ -228,7 +230,7 @@ class MAE(EncoderMethod):
 
     def loss(self, batch: Tensor, player: str, progress: Progress) -> tuple[Tensor, Parts]:
         patches = patchify(batch, self.patch_px)
-        keep, hidden = self.choose(len(batch), patches.shape[1])
+        keep, hidden = (x.to(batch.device) for x in self.choose(len(batch), patches.shape[1]))
         judged = self.critic is not None and progress.frac >= self.config.critic_from
         if player == "critic":
             return self.critic_loss(batch, keep, hidden, judged)
@@ -238,7 +240,7 @@ class MAE(EncoderMethod):
         statistics = mae_loss(painted[..., -2:], patch_statistics(patches), weights, norm_pixels=False)
         total, parts = pixels + statistics, {"pixels": float(pixels.detach()), "statistics": float(statistics.detach())}
         if judged:
-            away = unpatchify(hidden[..., None].to(batch.device).expand_as(patches), self.patch_px, self.image_px)
+            away = unpatchify(hidden[..., None].expand_as(patches), self.patch_px, self.image_px)
             fool = fooled(self.critic(batch * (1 - away) + self.picture(painted) * away))  # type: ignore[misc]
             total, parts["fooled"] = total + self.config.critic_weight * fool, float(fool.detach())
         return total, parts
@@ -250,7 +252,7 @@ class MAE(EncoderMethod):
             return sum((p.sum() * 0.0 for p in self.critic.parameters()), batch.new_zeros(())), {"right_frac": 0.5}
         with torch.no_grad():
             patches = patchify(batch, self.patch_px)
-            away = unpatchify(hidden[..., None].to(batch.device).expand_as(patches), self.patch_px, self.image_px)
+            away = unpatchify(hidden[..., None].expand_as(patches), self.patch_px, self.image_px)
             made = batch * (1 - away) + self.picture(self.paint(batch, keep)) * away
         real, fake = self.critic(batch), self.critic(made)
         right = 0.5 * (float((real > 0).float().mean()) + float((fake < 0).float().mean()))

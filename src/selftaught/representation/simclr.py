@@ -2,10 +2,10 @@
 
 Paper: Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020.
 Differs: AdamW instead of LARS (batches here are small), no blur at 48 px and below.
-Option, on at `small`: a third view is turned by 0, 90, 180 or 270 degrees and the network says by how much (E-SSL: Dangovski et al.,
-"Equivariant Contrastive Learning", ICLR 2022). Backgrounds often look alike from all sides and things do not, so the
-network must look at things; without it, minutes of training are spent on telling backgrounds apart.
-Cost: two or three encoder passes a picture; `small` takes about ten minutes on two CPU cores.
+Option, off at every size (`rotation`): a third view is turned by 0, 90, 180 or 270 degrees and the network says by how much (E-SSL:
+Dangovski et al., "Equivariant Contrastive Learning", ICLR 2022). Backgrounds often look alike from all sides and things do not, so the
+network must look at things.
+Cost: two encoder passes a picture, three with `rotation`; `small` takes about ten minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class SimCLR(EncoderMethod):
         """Draw the two views, each (B, 3, view_px, view_px), and the turned one with its turns (B,) in quarters."""
         batch = {"views": torch.cat([augment(images, self.view), augment(images, self.view)])}
         if self.turn_head is not None:
-            batch["turns"] = draws.randint(4, len(images))
+            batch["turns"] = draws.randint(4, len(images)).to(images.device)
             batch["turned"] = turn(augment(images, self.turned_view), batch["turns"])
         return batch
 

@@ -85,6 +85,8 @@ class CadConfig(TrainConfig):
             raise ValueError("max_boxes, width, detections and the sides must be at least 1, depth at least 0")
         if not (0 <= self.score_min < 1 and 0 < self.nms_iou <= 1 and 0 <= self.min_score <= 1 and 0 <= self.min_area <= 1):
             raise ValueError("score_min must be in [0, 1), nms_iou in (0, 1], min_score and min_area in [0, 1]")
+        if self.jitter > 1:
+            raise ValueError(f"jitter must be at most 1, got {self.jitter}: colours would be turned into their opposites")
 
 
 def moved_boxes(boxes: Tensor, crops: Tensor, flips: Tensor, side_px: float, out_px: float) -> Tensor:
@@ -186,7 +188,7 @@ class Cad(Method):
         order = draws.rand(B, 4).argsort(1)
         pixels = hflip(crop_resize(images.float() / 255, crops, S), flips)
         pixels = color_jitter(pixels, order, u[0], u[1], u[2], 0.3 * (u[3] - 1), draws.rand(B) < 0.8)
-        return {"images": pixels, "boxes": moved_boxes(boxes, crops, flips, S, S)}
+        return {"images": pixels, "boxes": moved_boxes(boxes, crops, flips, S, S).to(images.device)}
 
     def loss(self, batch: dict[str, Tensor], player: str, progress: Progress) -> tuple[Tensor, Parts]:
         images, boxes = batch["images"], batch["boxes"]

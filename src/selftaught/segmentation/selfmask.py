@@ -35,7 +35,7 @@ from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Pro
 from selftaught.nets.bilateral import follow_edges
 from selftaught.segmentation.border import border_contrast
 from selftaught.segmentation.cut import centred, overlay
-from selftaught.segmentation.tokencut import TokenCut, tokencut_masks
+from selftaught.segmentation.tokencut import TokenCut, check_graph, tokencut_masks
 from selftaught.segmentation.voting import pseudo_mask_file, spectral_candidates, vote
 
 SETTLE_PICTURES = 1024
@@ -71,6 +71,14 @@ class SelfMaskConfig(TrainConfig):
     """Momentum of the average."""
     refine: Literal["none", "bilateral"] = "none"
     """What the answers go through: nothing, or the bilateral solver, which follows the colours of the picture (10 ms a picture)."""
+
+    def __post_init__(self) -> None:
+        if self.queries < 1 or self.decoder_depth < 1 or self.decoder_width < 4 or self.decoder_width % 4:
+            raise ValueError("queries and decoder_depth must be at least 1, decoder_width a multiple of 4")
+        if self.jitter > 1 or not 0 <= self.correct_weight <= 1:
+            raise ValueError("jitter must be at most 1, correct_weight in [0, 1]")
+        for tau in self.taus:
+            check_graph(tau, 1e-5)
 
 
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
@@ -326,7 +334,7 @@ class SelfMask(Method):
             raise RuntimeError("begin() makes the pseudo-masks before training")
         pictures = images.float() / 255
         B, S = len(images), c.image_px
-        target = resize(torch.from_numpy(self.pseudo[indices].astype(np.float32) / 255)[:, None], (S, S))
+        target = resize(torch.from_numpy(self.pseudo[indices].astype(np.float32) / 255).to(images.device)[:, None], (S, S))
         boxes = random_resized_crop_params(B, S, S, (c.crop_min, 1.0), (0.75, 4 / 3))
         flips = draws.rand(B) < 0.5
         u = 1 + c.jitter * (2 * draws.rand(4, B, rows=1) - 1)
@@ -370,8 +378,8 @@ class SelfMask(Method):
         chosen = np.unique(np.linspace(0, len(images) - 1, min(SETTLE_PICTURES, len(images))).astype(int))
         soft = []
         for rows in np.array_split(chosen, -(-len(chosen) // 64)):
-            found = self.answer(self.average.module, images.batch(rows).float() / 255)
-            soft.append(found[:, ::2, ::2].flatten().numpy())
+            found = self.answer(self.average.module, images.batch(rows).to(self.part.device).float() / 255)
+            soft.append(found[:, ::2, ::2].flatten().cpu().numpy())
         covered = float((self.pseudo[chosen] > 127).mean())
         self.part.fill_(float(np.clip(np.quantile(np.concatenate(soft), 1 - covered), 0.02, 0.98)))
 

@@ -322,6 +322,7 @@ def serve(run: str, *, port: int = 0, browser: bool = False, token: str | None =
     if token is not None and not re.fullmatch(r"[A-Za-z0-9_-]{16,128}", token):
         raise ConfigError("The token is too short, or has odd letters.", expected="16 to 128 letters, digits, - and _")
     try:
+        import fastapi  # noqa: F401
         import uvicorn
         import websockets  # noqa: F401
     except ImportError as error:

@@ -135,7 +135,7 @@ def advance(recipe: ArmRecipe, bodies: Bodies, ways: np.ndarray) -> Bodies:
         gripper = np.clip(gripper + WAYS[ways] * (recipe.step_px / _SUBSTEPS), low, high)
         for _ in range(_ROUNDS):
             things = _pushed(recipe, gripper, things)
-        # What cannot give way any more stops the gripper.
+        # What cannot give way any more stops the gripper; near an edge that may put it a tenth of a pixel off the table (version 1).
         for k in range(things.shape[1]):
             normal, depth = _overlap(gripper, things[:, k], recipe.gripper_px + recipe.thing_px)
             gripper = gripper - normal * depth
