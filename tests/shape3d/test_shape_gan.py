@@ -196,9 +196,8 @@ def test_azimuths_are_made_even_in_their_order(tmp_path: Path) -> None:
 
     pictures = np.zeros((50, 3, 16, 16), np.uint8)
     pictures[..., :8] = np.linspace(0, 190, 50).astype(np.uint8)[:, None, None, None]
-    as_found, even = (
-        estimated_angles(tmp_path / "poses.npy", Pictures(pictures), Turning(0.0).viewpoint, print, even=even)[:, 0] for even in (False, True)
-    )
+    given = (tmp_path / "poses.npy", Pictures(pictures), Turning(0.0).viewpoint, print)
+    as_found, even = (estimated_angles(*given, even=even)[:, 0] for even in (False, True))
     np.testing.assert_allclose(even, evened(as_found, False), atol=1e-6)
     with pytest.raises(ValueError, match="all_sides"):
         method(even_azimuths=True)
