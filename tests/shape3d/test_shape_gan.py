@@ -14,7 +14,7 @@ import torch
 from selftaught.data.evalset import open_eval
 from selftaught.method import EvalData, Progress, SeesViewpoints
 from selftaught.nets.renderer import Rendering, Topology, perspective_camera, render, rotation_from_angles, uv_sphere
-from selftaught.shape3d.shape_gan import HIDDEN, Real, ShapeGAN, estimated_angles, hidden, mirror_plane
+from selftaught.shape3d.shape_gan import HIDDEN, Real, ShapeGAN, estimated_angles, evened, hidden, mirror_plane
 from selftaught.worlds.meshes import writing
 
 TINY = ShapeGAN.sizes["tiny"]
@@ -182,6 +182,25 @@ def test_azimuths_of_symmetric_objects_are_measured_from_their_plane(tmp_path: P
     plain = estimated_angles(tmp_path / "as_they_are.npy", Pictures(pictures), Turning(0.9).viewpoint, said.append)
     assert np.abs(np.sin((plain[:, 0] - wanted - 0.9) / 2)).max() < 1e-3
     assert mirror_plane(np.array([0.5, 1.0, 2.5]), np.array([0.5, 2.0, 2.6]))[1] < 0.5, "no plane"
+
+
+def test_azimuths_are_made_even_in_their_order(tmp_path: Path) -> None:
+    true = np.random.default_rng(0).permutation(np.linspace(-math.pi, math.pi, 400, endpoint=False))
+    squeezed = true + 0.35 * np.sin(2 * true)  # turns 1.7 times as fast at the front, as estimates do
+    for symmetric, front in ((True, 0.0), (False, 0.0), (False, 1.3)):
+        away = evened(squeezed + front, symmetric) - true - front
+        assert np.abs(np.sin(away / 2)).max() < 0.01, (symmetric, front)
+    # Pictures from one side alone are even together with their mirror images, and stay at their side.
+    side = evened(np.abs(squeezed), True)
+    assert side.min() >= 0 and np.abs(side - np.abs(true)).max() < 0.02
+
+    pictures = np.zeros((50, 3, 16, 16), np.uint8)
+    pictures[..., :8] = np.linspace(0, 190, 50).astype(np.uint8)[:, None, None, None]
+    given = (tmp_path / "poses.npy", Pictures(pictures), Turning(0.0).viewpoint, print)
+    as_found, even = (estimated_angles(*given, even=even)[:, 0] for even in (False, True))
+    np.testing.assert_allclose(even, evened(as_found, False), atol=1e-6)
+    with pytest.raises(ValueError, match="all_sides"):
+        method(even_azimuths=True)
 
 
 def test_what_is_not_told_of_the_viewpoint_is_drawn(tmp_path: Path) -> None:

@@ -173,7 +173,8 @@ class ShapeAutoencoder(Method):
     def begin(self, images: Any, run_dir: Path, say: Any) -> None:
         """Estimate the viewpoints of all pictures once (poses.npy): made pictures are seen from those, hypotheses divide their azimuths."""
         pose = self.generator.given["pose"]
-        self.angles = estimated_angles(run_dir / "poses.npy", images, pose.viewpoint, say, self.maker.symmetric)
+        even = self.generator.config.even_azimuths
+        self.angles = estimated_angles(run_dir / "poses.npy", images, pose.viewpoint, say, self.maker.symmetric, even)
         self.encoder.divide(self.angles[:, 0])
 
     def players(self) -> dict[str, Player]:

@@ -84,6 +84,9 @@ class ShapeGANConfig(TrainConfig):
     azimuth_error_rad: float = 0.0
     """Deviation of the azimuths that made pictures are seen from around those that the discriminator is told, as large as the errors of
     the estimates."""
+    even_azimuths: bool = False
+    """Whether the estimated azimuths are moved, in their order, until they cover the whole circle evenly: only for pictures that were taken
+    from every side equally often, which is an assumption about them."""
     elevation: tuple[float, float] = (0.0, 0.0)
     """Least and most that the camera of made pictures stands higher than estimates say, in radians: for estimates of the azimuth alone."""
     start: tuple[float, float, float] = START
@@ -231,8 +234,22 @@ def mirror_plane(azimuth: np.ndarray[Any, Any], mirrored: np.ndarray[Any, Any]) 
     return float(np.angle(both)) / 2, float(np.abs(both))
 
 
-def estimated_angles(path: Path, images: Any, viewpoint: Any, say: Any, symmetric: bool = False) -> np.ndarray[Any, Any]:
-    """Azimuth, elevation, roll (N, 3) float32 of all pictures as `viewpoint` estimates them; kept in a file.
+def evened(azimuth: np.ndarray[Any, Any], symmetric: bool) -> np.ndarray[Any, Any]:
+    """Azimuths (N,) in radians to (N,) in the same order round the circle, from 0, but as far from one to the next everywhere.
+
+    Those of `symmetric` objects together with those of the mirror images, so that the plane of symmetry stays where it is.
+    """
+    every = np.concatenate([azimuth, -azimuth]) if symmetric else azimuth
+    even = (np.argsort(np.argsort(every, kind="stable"), kind="stable") + 0.5) / len(every) * 2 * math.pi - math.pi
+    away = 0.0 if symmetric else np.angle(np.exp(1j * (even - every)).mean())
+    found: np.ndarray[Any, Any] = (even[: len(azimuth)] - away + math.pi) % (2 * math.pi) - math.pi
+    return found
+
+
+def estimated_angles(
+    path: Path, images: Any, viewpoint: Any, say: Any, symmetric: bool = False, even: bool = False
+) -> np.ndarray[Any, Any]:
+    """Azimuth, elevation, roll (N, 3) float32 of all pictures as `viewpoint` estimates them, kept in a file; then made `even`.
 
     Those of `symmetric` objects are measured from their plane of symmetry, unless the pictures and their mirror images show none.
     """
@@ -253,7 +270,10 @@ def estimated_angles(path: Path, images: Any, viewpoint: Any, say: Any, symmetri
         say(f"viewpoints were estimated; deviations of azimuth, elevation, roll: {spread} degrees")
         return found
 
-    return kept_array(path, (len(images), 3), make, say)
+    angles = kept_array(path, (len(images), 3), make, say)
+    if even:
+        angles[:, 0] = evened(angles[:, 0], symmetric)
+    return angles
 
 
 def border_colour(images: Any) -> np.ndarray[Any, Any]:
@@ -290,6 +310,8 @@ class ShapeGAN(Method):
         c = config
         if c.px < 8 or c.px & (c.px - 1):
             raise ValueError(f"px is {c.px}; it must be a power of two from 8 on")
+        if c.even_azimuths and not c.all_sides:
+            raise ValueError("even_azimuths is for objects seen from all around; set all_sides as well")
         self.image_px = c.image_px
         codes = (c.shape_code, c.texture_code, c.background_code)
         self.maker = MeshGenerator(c.px, c.rows, c.columns, codes, c.width, c.symmetric, c.fov_rad, c.start)
@@ -306,7 +328,8 @@ class ShapeGAN(Method):
 
     def begin(self, images: Any, run_dir: Path, say: Any) -> None:
         """Find, once, the viewpoints of all pictures (poses.npy) and the mean colour of their borders (border.npy) for the backgrounds."""
-        self.angles = estimated_angles(run_dir / "poses.npy", images, self.given["pose"].viewpoint, say, self.config.symmetric)
+        c = self.config
+        self.angles = estimated_angles(run_dir / "poses.npy", images, self.given["pose"].viewpoint, say, c.symmetric, c.even_azimuths)
         rim = torch.from_numpy(kept_array(run_dir / "border.npy", (3,), lambda: border_colour(images), say))
         for maker in (self.maker, self.averaged):
             maker.ground.copy_(torch.logit(rim.clamp(0.02, 0.98)))
