@@ -48,7 +48,7 @@ def pair_of(x: Tensor, down: int, right: int) -> tuple[Tensor, Tensor]:
 
 
 def same_colours(images: Tensor, size: tuple[int, int]) -> list[Tensor]:
-    """For each of `NEIGHBOURS`, (B, 1, h', w') bool: pairs of pixels of (B, 3, H, W) pictures in [0, 1], averaged to `size`, of one colour."""
+    """For each of `NEIGHBOURS`, (B, 1, h', w') bool: pairs of one colour in (B, 3, H, W) pictures in [0, 1], averaged to `size`."""
     small = nn.functional.interpolate(images, size, mode="area").clamp(0, 1)
     rows = small.permute(0, 2, 3, 1).flatten(0, 1)
     lab = torch.from_numpy(np.ascontiguousarray(rgb_to_lab(rows.cpu().numpy()))).to(images.device)

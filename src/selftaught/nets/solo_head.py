@@ -132,7 +132,7 @@ class ResNetPyramid(nn.Module):
         p2, p3, p4, p5, p6 = self.backbone((images - mean[:, None, None]) / std[:, None, None]).values()
         total = torch.zeros((), device=images.device)
         for level, (x, convolutions) in enumerate(zip((p2, p3, p4, with_coordinates(p5)), self.mask, strict=True)):
-            for convolution in convolutions:  # type: ignore[union-attr]
+            for convolution in convolutions:  # type: ignore[attr-defined]
                 x = convolution(x)
                 x = nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False) if level else x
             total = total + resized(x, p2.shape[-2:])

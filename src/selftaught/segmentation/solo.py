@@ -91,7 +91,7 @@ class SoloConfig(TrainConfig):
     pair_warmup_frac: float = 1 / 30
     """Share of the steps in which that weight rises from 0: at first the masks are still without shape."""
     embed_weight: float = 0.0
-    """Weight of the semantic branch, 1 - cosine of a place's embedding and the features inside its pseudo-mask; 0 as released: no such branch."""
+    """Weight of the semantic branch, 1 - cosine of a place's embedding and the features inside its mask; 0, as released, builds none."""
     crop_min: float = 0.5
     """Smallest share of a picture's area in a training crop."""
     jitter: float = 0.3
@@ -345,7 +345,7 @@ def moved_masks(masks: Tensor, crops: Tensor, flips: Tensor) -> Tensor:
 
 
 def first_places(places: Tensor) -> tuple[Tensor, Tensor]:
-    """The places (B, P) int64 of (B, G) that learn a mask, in their order, and which of them are real (B, P) float; P is the most of a picture."""
+    """The places (B, P) int64 of (B, G) that learn a mask, in order, and which are real, (B, P) float; P is the most of any picture."""
     learns = places >= 0
     most = max(int(learns.sum(1).amax()), 1)
     chosen = (~learns).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
