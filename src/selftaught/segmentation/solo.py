@@ -88,8 +88,10 @@ class SoloConfig(TrainConfig):
     """Weight of the means along the axes; that of the largest values is 1."""
     pair_weight: float = 1.0
     """Weight of the pairs of neighbouring pixels of one colour."""
+    pair_from: float = 0.0
+    """Share of the training before which that weight is 0: pairs agree best in masks of the whole picture, so masks need a shape first."""
     pair_warmup_frac: float = 1 / 30
-    """Share of the steps in which that weight rises from 0: at first the masks are still without shape."""
+    """Share of the steps in which it then rises from 0."""
     embed_weight: float = 0.0
     """Weight of the semantic branch, 1 - cosine of a place's embedding and the features inside its mask; 0, as released, builds none."""
     crop_min: float = 0.5
@@ -115,7 +117,7 @@ class SoloConfig(TrainConfig):
             raise ValueError("there must be a grid; grids, widths, kernels and counts must be at least 1, depth at least 0")
         if not len(self.grids) == len(self.smallest) == len(self.largest):
             raise ValueError("grids, smallest and largest must have one number per grid")
-        shares = (self.min_score, self.min_area, self.score_min, self.update_min, self.shown_min, self.pair_warmup_frac)
+        shares = (self.min_score, self.min_area, self.score_min, self.update_min, self.shown_min, self.pair_from, self.pair_warmup_frac)
         if not all(0 <= share <= 1 for share in shares) or min(self.centre_frac, self.max_width, self.sigma) < 0:
             raise ValueError("scores, areas and shares must be in [0, 1], centre_frac, max_width and sigma at least 0")
 
@@ -151,7 +153,7 @@ class Solo(Method):
         ),
         "small": SoloConfig(
             image_px=96, batch_size=32, steps=600, lr=2e-3, weight_decay=0.01, clip_norm=1.0, grids=(12, 6), smallest=(0.0, 0.3),
-            largest=(0.5, 1.0), width=64, depth=2, kernels=64, pair_warmup_frac=0.1, candidates=100,
+            largest=(0.5, 1.0), width=64, depth=2, kernels=64, mean_weight=1.0, pair_from=0.4, pair_warmup_frac=0.3, candidates=100,
         ),
         "paper": SoloConfig(
             image_px=800, batch_size=16, steps=30_000, lr=0.001, weight_decay=1e-4, warmup_frac=1 / 30, backbone="resnet101-fpn",
@@ -160,7 +162,7 @@ class Solo(Method):
     }  # fmt: skip
     small_px32 = SoloConfig(
         image_px=32, batch_size=32, steps=600, lr=2e-3, weight_decay=0.01, clip_norm=1.0, grids=(8, 4), smallest=(0.0, 0.3),
-        largest=(0.5, 1.0), width=64, depth=2, kernels=64, pair_warmup_frac=0.1, candidates=80,
+        largest=(0.5, 1.0), width=64, depth=2, kernels=64, mean_weight=1.0, pair_from=0.4, pair_warmup_frac=0.3, candidates=80,
     )  # fmt: skip
     config: SoloConfig
 
@@ -238,7 +240,7 @@ class Solo(Method):
         soft = logits.sigmoid()
         largest, means = projection_losses(soft, target.float())
         pairs = pair_loss(logits, batch["same"], inside_boxes(boxes_of_masks(target), target.shape[2:]))
-        weight = c.pair_weight * min(progress.frac / c.pair_warmup_frac, 1.0) if c.pair_warmup_frac else c.pair_weight
+        weight = c.pair_weight * min(max((progress.frac - c.pair_from) / max(c.pair_warmup_frac, 1e-9), 0.0), 1.0)
 
         def mean(values: Tensor) -> Tensor:
             return ((values * valid).sum(1) / count.clamp(min=1)).mean()
