@@ -1,12 +1,12 @@
 """FreeSOLO on sample:things: free masks, a detector of boxes on them, SOLO on them, its round of self-training, and controls.
 
-    python benchmarks/solo.py --features RUN [RUN ...] --runs FOLDER [--steps 200] [--limit 400] [--data DATA --name NAME]
+    python benchmarks/solo.py --features RUN [RUN ...] --runs FOLDER [--steps 150] [--limit 400] [--data DATA --name NAME]
                               [--sheet FILE.jpg]
 
 One run of features per seed (`selftaught learn` makes them). Each seed makes the free masks, trains `solo` on them, `solo` once
-more on its own masks above 0.3, and `cad` on all boxes of the free masks. The controls train `solo` on the first features: on the free masks of other
-pictures, and on the free masks themselves without the term that compares colours. Runs that are there are kept, and rows of other data.
---sheet draws twelve test pictures drawn at random: picture, free masks, SOLO, SOLO taught by itself, truth.
+more on its own masks above 0.3, and `cad` on all boxes of the free masks. The controls train `solo` on the first features: on the
+free masks of other pictures, and on the free masks themselves without the term that compares colours. Runs that are there are kept,
+and rows of other data. --sheet draws twelve test pictures drawn at random: picture, free masks, SOLO, SOLO taught by itself, truth.
 Writes benchmarks/results/solo.json.
 """
 
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--name", help="the data's name in the tables; --data itself when not given")
     parser.add_argument("--controls", nargs="*", default=list(CONTROLS), choices=list(CONTROLS))
     parser.add_argument("--limit", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--sheet", type=Path)
     a = parser.parse_args()
     name_of, path = a.name or a.data, measuring.RESULTS / "solo.json"
@@ -85,6 +85,8 @@ def main() -> None:
     def save() -> None:
         rows = []
         for name, runs in found.items():
+            if not runs:
+                continue
             shown = ("corloc", "ap50") if name.endswith("cad") else SHOWN
             rows += rows_of(name, shown, ("iou", "corloc") if name == "solo" else (), runs, controls if name == "solo" else {}, name_of)
         keep = {"teacher", "untrained", "untrained_cut", "centre_box", "colour_otsu", "pseudo_boxes"}
@@ -92,16 +94,20 @@ def main() -> None:
             row["baselines"] = {k: v for k, v in row["baselines"].items() if k in keep or k.startswith("control")}
         measuring.write("solo", [*others, *rows])
 
-    for seed, features in enumerate(a.features):
-        free, first, second, boxes = (a.runs / f"{kind}-{seed}" for kind in ("free", "solo", "again", "cad"))
-        found["freesolo"].append(one_run("freesolo", a.data, free, seed, [], None, a.limit, (f"features={features}",)))
-        need = (f"masks={free}",)
-        found["solo"].append(one_run("solo", a.data, first, seed, [], a.steps, a.limit, need))
-        found["solo, taught by itself"].append(one_run("solo", a.data, second, seed, AGAIN, a.steps, a.limit, (f"masks={first}",)))
-        if seed == 0 and a.sheet:
-            a.sheet.write_bytes(sheet_of([free, first, second], a.data))
-        found["freesolo + cad"].append(one_run("cad", a.data, boxes, seed, ["pseudo=all"], a.steps, a.limit, need))
-        save()
+    stages: dict[str, tuple[str, str, str, list[str]]] = {  # name -> method, folder, folder of its need, settings
+        "freesolo": ("freesolo", "free", "", []),
+        "solo": ("solo", "solo", "free", []),
+        "solo, taught by itself": ("solo", "again", "solo", AGAIN),
+        "freesolo + cad": ("cad", "cad", "free", ["pseudo=all"]),
+    }
+    for name, (method, folder, teacher, settings) in stages.items():
+        for seed, features in enumerate(a.features):
+            need = f"masks={a.runs / f'{teacher}-{seed}'}" if teacher else f"features={features}"
+            steps = a.steps if teacher else None
+            found[name].append(one_run(method, a.data, a.runs / f"{folder}-{seed}", seed, settings, steps, a.limit, (need,)))
+            save()
+        if name == "solo, taught by itself" and a.sheet:
+            a.sheet.write_bytes(sheet_of([a.runs / f"{kind}-0" for kind in ("free", "solo", "again")], a.data))
     for name in a.controls:
         with of_other_pictures() if name == "masks of other pictures" else nullcontext():
             control = a.runs / f"control {name}"

@@ -86,14 +86,14 @@ def test_it_learns_masks_that_are_better_than_its_teacher_s_and_the_controls_do_
 def test_masks_of_every_kind_of_teacher() -> None:
     images = torch.zeros(2, 3, 32, 32)
     images[0, :, 2:12, 3:13], images[0, :, 20:26, 20:28], images[0, :, 30:, :] = 1, 1, 1
-    found = propose_masks(Bright(), images, 4, 0.0, 0.0, 0.95)
+    found = propose_masks(Bright(), images, 32, 4, 0.0, 0.0, 0.95)
     boxes = [mask_to_box(m.numpy()).tolist() for m in found.masks[0, :2]]
     assert sorted(boxes) == [[3, 2, 13, 12], [20, 20, 28, 26]], "the stripe is as wide as the picture"
     assert found.scores[0].tolist() == pytest.approx([0.9, 0.9, 0, 0]) and not found.masks[1].any()
-    assert propose_masks(Bright(), images, 4, 0.0, 0.0, 1.5).masks[0].any((1, 2)).sum() == 3
-    assert propose_masks(Bright(), images, 4, 0.0, 0.06, 0.95).masks[0].any((1, 2)).sum() == 1, "too small"
-    assert not propose_masks(Bright(), images, 4, 0.95, 0.0, 0.95).masks.any(), "too doubtful"
-    several = propose_masks(Bright("objects"), images, 2, 0.5, 0.0, 0.95)
+    assert propose_masks(Bright(), images, 32, 4, 0.0, 0.0, 1.5).masks[0].any((1, 2)).sum() == 3
+    assert propose_masks(Bright(), images, 32, 4, 0.0, 0.06, 0.95).masks[0].any((1, 2)).sum() == 1, "too small"
+    assert not propose_masks(Bright(), images, 32, 4, 0.95, 0.0, 0.95).masks.any(), "too doubtful"
+    several = propose_masks(Bright("objects"), images, 32, 2, 0.5, 0.0, 0.95)
     assert mask_to_box(several.masks[0, 0].numpy()).tolist() == [8, 8, 30, 30] and not several.masks[:, 1].any()
     with pytest.raises(ConfigError, match="gives no masks"):
         gives_masks(Bright("detect"))
@@ -112,7 +112,7 @@ def test_the_file_of_pseudo_masks(tmp_path: Path) -> None:
     path = tmp_path / "pseudo_masks.npy"
 
     def make(images: Tensor) -> Tensor:
-        return propose_masks(Bright(), images, 3, 0.0, 0.0, 0.95).masks[:, :, :31, :31]
+        return propose_masks(Bright(), images, 32, 3, 0.0, 0.0, 0.95).masks[:, :, :31, :31]
 
     made = pseudo_object_file(path, pictures, make, 3, 31, said.append, batch_size=2)
     masks = unpacked(made, 31)

@@ -33,20 +33,21 @@ def gives_masks(need: Any) -> str:
 
 @torch.no_grad()
 def propose_masks(
-    need: Any, images: Tensor, count: int, min_score: float, min_area: float, max_width: float
+    need: Any, images: Tensor, side: int, count: int, min_score: float, min_area: float, max_width: float
 ) -> PatchObjects:
-    """The `count` best masks (B, count, S, S) of (B, 3, S, S) pictures in [0, 1], by falling score.
+    """The `count` best masks (B, count, side, side) of (B, 3, S, S) pictures in [0, 1], by falling score.
 
-    A run that tells objects apart gives each, cut at 0.5; one that only segments gives the connected pieces of its mask, with its mean
-    inside as score. Left out are masks below `min_score`, smaller than `min_area` of the picture, or `max_width` of it wide.
+    A run that tells objects apart gives each, cut at 0.5 after the resize; one that only segments gives the connected pieces of
+    its mask, with its mean inside as score. Left out are masks below `min_score`, smaller than `min_area` of the picture, or
+    `max_width` of it wide.
     """
     if gives_masks(need) == "objects":
-        soft, scores = need.objects(images)
-        masks = soft > 0.5
+        masks, scores = need.objects(images)
     else:
         masks, scores = pieces(need.segment(images), count)
+    masks = torch.nn.functional.interpolate(masks.float(), (side, side), mode="area") > 0.5
     area = masks.flatten(2).sum(2)
-    good = (scores >= min_score) & (area >= max(1.0, min_area * images[0, 0].numel())) & allowed(masks, 0.0, max_width)
+    good = (scores >= min_score) & (area >= max(1.0, min_area * side * side)) & allowed(masks, 0.0, max_width)
     return best_first(masks, scores * good, count)
 
 

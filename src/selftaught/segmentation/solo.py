@@ -199,8 +199,7 @@ class Solo(Method):
     def pseudo_masks(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] to the masks that are learned, (B, K, S/4, S/4) bool, the best first."""
         c = self.config
-        found = propose_masks(self.given["masks"], images, c.max_masks, c.min_score, c.min_area, c.max_width)
-        return nn.functional.interpolate(found.masks.float(), (self.side, self.side), mode="area") > 0.5
+        return propose_masks(self.given["masks"], images, self.side, c.max_masks, c.min_score, c.min_area, c.max_width).masks
 
     def players(self) -> dict[str, Player]:
         if self.config.backbone == "frozen":
