@@ -1,12 +1,13 @@
 """FreeSOLO on sample:things: free masks, a detector of boxes on them, SOLO on them, its round of self-training, and controls.
 
     python benchmarks/solo.py --features RUN [RUN ...] --runs FOLDER [--steps 150] [--limit 400] [--data DATA --name NAME]
-                              [--sheet FILE.jpg]
+                              [--only STAGE ...] [--controls NAME ...] [--sheet FILE.jpg]
 
 One run of features per seed (`selftaught learn` makes them). Each seed makes the free masks, trains `solo` on them, `solo` once
 more on its own masks above 0.3, and `cad` on all boxes of the free masks. The controls train `solo` on the first features: on the
 free masks of other pictures, and on the free masks themselves without the term that compares colours. Runs that are there are kept,
-and rows of other data. --sheet draws twelve test pictures drawn at random: picture, free masks, SOLO, SOLO taught by itself, truth.
+and rows of other data and methods. --sheet draws twelve test pictures drawn at random: picture, free masks, SOLO, SOLO taught by
+itself, truth.
 Writes benchmarks/results/solo.json.
 """
 
@@ -34,6 +35,13 @@ from selftaught.segmentation.solo import Solo
 
 SHOWN = ("iou", "max_f", "corloc", "corloc_best", "box_ap50", "mask_ap50", "mask_ap")
 AGAIN = ["min_score=0.3"]
+STAGES: dict[str, tuple[str, str, str, list[str]]] = {
+    "freesolo": ("freesolo", "free", "", []),
+    "solo": ("solo", "solo", "free", []),
+    "solo, taught by itself": ("solo", "again", "solo", AGAIN),
+    "freesolo + cad": ("cad", "cad", "free", ["pseudo=all"]),
+}
+"""Name in the table -> method, folder, folder of its need, settings."""
 CONTROLS: dict[str, list[str]] = {"masks of other pictures": [], "no pairs": ["pair_weight=0"]}
 
 
@@ -75,11 +83,12 @@ def main() -> None:
     parser.add_argument("--controls", nargs="*", default=list(CONTROLS), choices=list(CONTROLS))
     parser.add_argument("--limit", type=int, default=400)
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--only", nargs="*", default=list(STAGES), choices=list(STAGES), help="make and score these alone")
     parser.add_argument("--sheet", type=Path)
     a = parser.parse_args()
     name_of, path = a.name or a.data, measuring.RESULTS / "solo.json"
-    others = [row for row in read_json(path)["rows"] if row["data"].partition(",")[0] != name_of] if path.exists() else []
-    found: dict[str, list[dict[str, Any]]] = {"freesolo": [], "solo": [], "solo, taught by itself": [], "freesolo + cad": []}
+    old = read_json(path)["rows"] if path.exists() else []
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in STAGES}
     controls: dict[str, dict[str, Any]] = {}
 
     def save() -> None:
@@ -88,25 +97,21 @@ def main() -> None:
             if not runs:
                 continue
             shown = ("corloc", "ap50") if name.endswith("cad") else SHOWN
-            rows += rows_of(name, shown, ("iou", "corloc") if name == "solo" else (), runs, controls if name == "solo" else {}, name_of)
+            rows += rows_of(name, shown, (), runs, controls if name == "solo" else {}, name_of)
         keep = {"teacher", "untrained", "untrained_cut", "centre_box", "colour_otsu", "pseudo_boxes"}
         for row in rows:
             row["baselines"] = {k: v for k, v in row["baselines"].items() if k in keep or k.startswith("control")}
+        again = {row["method"] for row in rows}
+        others = [row for row in old if row["data"].partition(",")[0] != name_of or row["method"] not in again]
         measuring.write("solo", [*others, *rows])
 
-    stages: dict[str, tuple[str, str, str, list[str]]] = {  # name -> method, folder, folder of its need, settings
-        "freesolo": ("freesolo", "free", "", []),
-        "solo": ("solo", "solo", "free", []),
-        "solo, taught by itself": ("solo", "again", "solo", AGAIN),
-        "freesolo + cad": ("cad", "cad", "free", ["pseudo=all"]),
-    }
-    for name, (method, folder, teacher, settings) in stages.items():
-        for seed, features in enumerate(a.features):
+    for name, (method, folder, teacher, settings) in STAGES.items():
+        for seed, features in enumerate(a.features if name in a.only else []):
             need = f"masks={a.runs / f'{teacher}-{seed}'}" if teacher else f"features={features}"
             steps = a.steps if teacher else None
             found[name].append(one_run(method, a.data, a.runs / f"{folder}-{seed}", seed, settings, steps, a.limit, (need,)))
             save()
-        if name == "solo, taught by itself" and a.sheet:
+        if name == "solo, taught by itself" and name in a.only and a.sheet:
             a.sheet.write_bytes(sheet_of([a.runs / f"{kind}-0" for kind in ("free", "solo", "again")], a.data))
     for name in a.controls:
         with of_other_pictures() if name == "masks of other pictures" else nullcontext():
