@@ -244,7 +244,7 @@ def test_nothing_big_is_committed() -> None:
 
 def test_the_public_api_is_what_it_was() -> None:
     assert dir(selftaught) == ["__version__", "learn", "load", "methods", "train"]
-    cuts = ["lost", "tokencut", "tokencut_video", "spectral", "selfmask", "move", "move_video", "cutler", "freesolo", "cad"]
+    cuts = ["lost", "tokencut", "tokencut_video", "spectral", "selfmask", "move", "move_video", "cutler", "freesolo", "cad", "solo"]
     solids = ["shape_gan", "shape_autoencoder"]
     assert list(selftaught.methods()) == ["simclr", "dino", "mae", "pretrained", *cuts, "glass", "lapo", "viewpoint", "unsup3d", *solids]
     with pytest.raises(AttributeError, match="has no attribute 'lern'"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -66,26 +67,31 @@ def faster_rcnn(
 
 
 def load_resnet50(detector: Any, weights: str) -> str:
-    """Copy ResNet-50 weights in torchvision's names (DINO publishes them so) into a detector; one sentence for the log.
+    """`load_resnet` into a Faster R-CNN of `faster_rcnn`."""
+    wanted = {f"{name}.{key}": t for name, part in detector.backbone.named_children() for key, t in part.state_dict().items()}
+    wanted |= {f"layer4.{key}": t for key, t in detector.roi_heads.box_head.stage.state_dict().items()}
+    return load_resnet(wanted, weights, "ResNet-50")
+
+
+def load_resnet(wanted: Mapping[str, Tensor], weights: str, name: str) -> str:
+    """Copy a ResNet's weights in torchvision's names (DINO publishes them so) into tensors of these names; one sentence for the log.
 
     Raises ConfigError when a tensor is missing or has another shape; the classifier `fc` is left out.
     """
     from pathlib import Path
 
     if weights in RANDOM:
-        return "Faster R-CNN starts from random weights"
-    tensors = {name.removeprefix("module."): t for name, t in read(Path(weights).expanduser()).items()}
-    wanted = {f"{name}.{key}": t for name, part in detector.backbone.named_children() for key, t in part.state_dict().items()}
-    wanted |= {f"layer4.{key}": t for key, t in detector.roi_heads.box_head.stage.state_dict().items()}
-    wrong = [name for name, t in wanted.items() if name not in tensors or tensors[name].shape != t.shape]
-    wrong = [name for name in wrong if not name.endswith("num_batches_tracked")]
+        return f"the {name} starts from random weights"
+    tensors = {key.removeprefix("module."): t for key, t in read(Path(weights).expanduser()).items()}
+    wrong = [key for key, t in wanted.items() if key not in tensors or tensors[key].shape != t.shape]
+    wrong = [key for key in wrong if not key.endswith("num_batches_tracked")]
     if wrong:
-        raise ConfigError(f"{weights} is no ResNet-50 of torchvision's names: {few(wrong)} missing or of another shape.")
+        raise ConfigError(f"{weights} is no {name} of torchvision's names: {few(wrong)} missing or of another shape.")
     with torch.no_grad():
-        for name, t in wanted.items():
-            if name in tensors:
-                t.copy_(tensors[name])
-    return f"the ResNet-50 starts from {Path(weights).name}"
+        for key, t in wanted.items():
+            if key in tensors:
+                t.copy_(tensors[key])
+    return f"the {name} starts from {Path(weights).name}"
 
 
 def add_missing_nms() -> bool:

@@ -45,4 +45,8 @@ METHODS: dict[str, Entry] = {
         "selftaught.segmentation.cad:Cad",
         "a class-agnostic detector trained on the boxes of any run that finds objects",
     ),
+    "solo": Entry(
+        "selftaught.segmentation.solo:Solo",
+        "FreeSOLO's second half: a network that learns sharp masks, told apart, from the coarse masks of any run",
+    ),
 }

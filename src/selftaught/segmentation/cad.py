@@ -104,7 +104,7 @@ def moved_boxes(boxes: Tensor, crops: Tensor, flips: Tensor, side_px: float, out
     return clipped * ((shown >= VISIBLE_FRAC * area) & (area > 0))[..., None]
 
 
-def features_of(need: Any) -> Any:
+def features_of(need: Any, asking: str = "cad", otherwise: str = "--set detector=faster-rcnn learns from pixels.") -> Any:
     """The learned features that a run was made with: its own, or those of what it needed; raises ConfigError when there are none."""
     waiting = [need]
     while waiting:
@@ -112,9 +112,7 @@ def features_of(need: Any) -> Any:
         if "embed" in found.capabilities:
             return found
         waiting += list(found.given.values())
-    raise ConfigError(
-        f"cad finds no features in {need.name} nor in what it needs.", do="--set detector=faster-rcnn learns from pixels."
-    )
+    raise ConfigError(f"{asking} finds no features in {need.name} nor in what it needs.", do=otherwise)
 
 
 class Cad(Method):

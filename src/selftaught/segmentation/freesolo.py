@@ -5,11 +5,11 @@ section 3.1. Queries are the patch features at scales 1, 1/2 and 1/4; the cosine
 [0, 1], is a soft mask, cut at 0.5; its score ("maskness") is its mean where it is above. Matrix NMS (Wang et al., "SOLOv2",
 NeurIPS 2020) lowers the scores of masks that resemble better ones; the best 20 stay, without those whose centre lies in the
 top fifth of the picture, which are as wide as the picture, or whose maskness is below 0.7.
-The detector that is trained on them, and its round of self-training on its own answers above 0.3, are `cad` with this run as
-teacher, then with that `cad` as teacher.
+The network that is trained on them (section 3.2), and its round of self-training on its own answers above 0.3, are `solo` with this run as
+teacher, then with that `solo` as teacher; `cad` does the same with boxes alone.
 
 What differs: any patch features instead of DenseCL's ResNet; at most `max_masks` masks, the clearest, enter the NMS, whose
-cost is quadratic; boxes are learned from the masks, not SOLO's masks. The rules about the top and the width can be switched off:
+cost is quadratic. The rules about the top and the width can be switched off:
 they fit landscapes.
 
 Cost: N queries times N patches, one product, and an NMS over `max_masks`. Nothing is trained.
