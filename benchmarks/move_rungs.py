@@ -3,7 +3,8 @@
     python benchmarks/move_rungs.py --work FOLDER [--steps 400] [--seeds 3] [--only NAME ...]
 
 Rung 0 is the ground `plaid` with the true ground in the inpainter's place, no masks to start from, and frozen features that learned
-nothing. The controls take one thing away from it. Further rungs change the grounds, the inpainter (`mae`, trained on the same pictures
+nothing. The controls take one thing away from it (with a gate the segmenter of a discriminator that learns nothing never moves, so that they
+are without it as well). Further rungs change the grounds, the inpainter (`mae`, trained on the same pictures
 without truth) or the discriminator. Scores are IoU on 128 pictures of other seeds; truth is used for scoring only. Runs that are in FOLDER
 are kept. Writes benchmarks/results/move_rungs.json.
 """
@@ -52,9 +53,10 @@ class Rung(NamedTuple):
 RUNGS = {
     "rung 0: plaid": Rung(),
     "control: shift 0": Rung(settings=("shift_frac=0",)),
-    "control: labels shuffled": Rung(shuffled=True),
+    "control: shift 0, no gate": Rung(settings=("shift_frac=0", "gate=0")),
+    "control: labels shuffled, no gate": Rung(settings=("gate=0",), shuffled=True),
     "control: no adversary": Rung(settings=("adversarial_weight=0",)),
-    "discriminator=pixels": Rung(settings=("discriminator=pixels",)),
+    "discriminator=pixels, no gate": Rung(settings=("discriminator=pixels", "gate=0")),
     "plaid of any phase": Rung("plaid of any phase"),
     "smooth": Rung("smooth"),
     "plaid and texture": Rung("plaid and texture"),
@@ -101,7 +103,7 @@ def one(name: str, rung: Rung, seed: int, steps: int, work: Path) -> dict[str, A
         method.begin(pictures, Path(folder), print)
         play(method, pictures, steps, seed, say)
     found |= {"iou": score(method, test), "whole_image": float(test.masks.mean())}
-    found["centre_ellipse"] = float(iou(np.broadcast_to(centre_ellipse(SIDE, SIDE), test.masks.shape), test.masks).mean())
+    found["centre_ellipse"] = float(iou(np.broadcast_to(centre_ellipse(SIDE, SIDE) > 0.5, test.masks.shape), test.masks).mean())
     write_json(path, found)
     path.with_suffix(".png").write_bytes(sheet(method, test))
     return found

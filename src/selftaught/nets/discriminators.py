@@ -105,7 +105,7 @@ class PatchDiscriminator(nn.Module):
     made by its place alone. The picture itself is mirrored outwards, so that its border is seen as well as its middle.
     """
 
-    MARGIN = 4
+    MARGIN, LEAST_PX = 4, 14
 
     def __init__(self, width: int):
         super().__init__()

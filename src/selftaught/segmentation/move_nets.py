@@ -105,6 +105,8 @@ class Judge(nn.Module):
         super().__init__()
         self.kind, self.px = kind, px
         self.labelled = labelled_network() if kind == "imagenet" else None
+        if kind == "patches" and px < PatchDiscriminator.LEAST_PX:
+            raise ValueError(f"discriminator=patches needs pictures of {PatchDiscriminator.LEAST_PX} px, got {px}")
         if kind in ON_PIXELS:
             self.net: nn.Module = ON_PIXELS[kind](width)
             return
