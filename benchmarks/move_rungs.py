@@ -1,12 +1,12 @@
-"""The bottom of MOVE's ladder: drawn pictures of 32 px on which moving finds objects from nothing, and the rungs on which it no longer does.
+"""The bottom of MOVE's ladder: drawn pictures of 32 px on which moving finds objects from nothing, and rungs on which it no longer does.
 
     python benchmarks/move_rungs.py --work FOLDER [--steps 400] [--seeds 3] [--only NAME ...]
 
 Rung 0 is the ground `plaid` with the true ground in the inpainter's place, no masks to start from, and frozen features that learned
-nothing. The controls take one thing away from it (with a gate the segmenter of a discriminator that learns nothing never moves, so that they
-are without it as well). Further rungs change the grounds, the inpainter (`mae`, trained on the same pictures
-without truth) or the discriminator. Scores are IoU on 128 pictures of other seeds; truth is used for scoring only. Runs that are in FOLDER
-are kept. Writes benchmarks/results/move_rungs.json.
+nothing. The controls take one thing away from it; as the segmenter of a discriminator that learns nothing never passes its gate, they are
+without the gate as well. Further rungs change the grounds, the inpainter (`mae`, trained on the same pictures without truth) or the
+discriminator. Scores are IoU on 128 pictures of other seeds; truth is used for scoring only. Runs that are in FOLDER are kept, with
+pictures beside them. Writes benchmarks/results/move_rungs.json.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ SETTINGS = [
 ]  # fmt: skip
 INPAINTER = ["image_px=32", "patch_px=4", "mask_frac=0.5", "norm_pixels=false", "block_prob=1", "seen_weight=0.3", "batch_size=128"]
 
+PRICED = ("most_area=0.06", "most_weight=0.01")
+
 
 class Rung(NamedTuple):
     ground: str = "plaid"
@@ -59,6 +61,8 @@ RUNGS = {
     "discriminator=pixels, no gate": Rung(settings=("discriminator=pixels", "gate=0")),
     "plaid of any phase": Rung("plaid of any phase"),
     "smooth": Rung("smooth"),
+    "smooth, area priced": Rung("smooth", PRICED),
+    "control: smooth, area priced, shift 0, no gate": Rung("smooth", (*PRICED, "shift_frac=0", "gate=0")),
     "plaid and texture": Rung("plaid and texture"),
     "texture": Rung("texture"),
     "learned inpainter": Rung(inpainter="learned"),
