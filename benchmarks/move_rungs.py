@@ -66,7 +66,7 @@ RUNGS = {
     "plaid and texture": Rung("plaid and texture"),
     "texture": Rung("texture"),
     "learned inpainter": Rung(inpainter="learned"),
-    "control: untrained inpainter": Rung(inpainter="untrained"),
+    "untrained inpainter": Rung(inpainter="untrained"),
     "discriminator=features": Rung(settings=("discriminator=features",)),
 }
 
