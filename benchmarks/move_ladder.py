@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,16 @@ class Pictures:
 class TrueBackground(nn.Module):
     """An inpainter that knows what is behind the object."""
 
-    image_px, patch_px = 96, 8
     current: Tensor
+
+    def __init__(self, image_px: int = 96, patch_px: int = 8) -> None:
+        super().__init__()
+        self.image_px, self.patch_px = image_px, patch_px
 
     def inpaint(self, images: Tensor, masks: Tensor, masked_encoder: bool = False) -> Tensor:
         return self.current if bool(masks.any()) else images
 
-    def show(self, pictures: Pictures, indices: Any, seen: Tensor) -> None:
+    def show(self, pictures: Any, indices: Any, seen: Tensor) -> None:
         """Tell the backgrounds of a batch, mirrored where the pictures `seen` are."""
         grounds = torch.from_numpy(pictures.grounds[indices]).float() / 255
         mirrored = (seen - pictures.batch(indices).float() / 255).flatten(1).abs().amax(1) > 0
@@ -80,7 +84,7 @@ def iou(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def score(method: Move, pictures: Pictures, most: int = 128) -> float:
+def score(method: Move, pictures: Any, most: int = 128) -> float:
     rows = np.array_split(np.arange(min(most, len(pictures))), -(-min(most, len(pictures)) // 64))
     found = np.concatenate([method.answer(pictures.batch(r).float() / 255)[0].numpy() > 0.5 for r in rows])
     return float(iou(found, pictures.masks[: len(found)]).mean())
@@ -95,24 +99,24 @@ def build(args: argparse.Namespace, pictures: Pictures, folder: Path) -> Move:
     return method
 
 
-def batch_of(method: Move, pictures: Pictures, indices: np.ndarray) -> dict[str, Tensor]:
+def batch_of(method: Move, pictures: Any, indices: np.ndarray) -> dict[str, Tensor]:
     batch = method.prepare(pictures.batch(indices), indices)
     if isinstance(method.inpainter, TrueBackground):
         method.inpainter.show(pictures, indices, batch["pictures"])
     return batch
 
 
-def train(args: argparse.Namespace, pictures: Pictures, method: Move) -> None:
-    test = Pictures("test", 64)
+def play(method: Move, pictures: Any, steps: int, seed: int, say: Callable[[int, dict[str, float]], None], bf16: bool = False) -> None:
+    """Train both players; `say` gets the number of steps done and the mean numbers since then, twenty times."""
     players = method.players()
     optimizers = {name: player.build_optimizer() for name, player in players.items()}
     seen: dict[str, list[float]] = {}
-    for step in range(args.steps):
-        seed_all(args.seed, 0, step)
-        progress = Progress(step, args.steps)
+    for step in range(steps):
+        seed_all(seed, 0, step)
+        progress = Progress(step, steps)
         for number, (name, player) in enumerate(players.items()):
-            batch = batch_of(method, pictures, batch_indices(len(pictures), method.config.batch_size, args.seed, 2 * step + number))
-            with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            batch = batch_of(method, pictures, batch_indices(len(pictures), method.config.batch_size, seed, 2 * step + number))
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 loss, parts = method.loss(batch, name, progress)
             optimizers[name].zero_grad()
             loss.backward()
@@ -122,11 +126,20 @@ def train(args: argparse.Namespace, pictures: Pictures, method: Move) -> None:
             for key, value in parts.items():
                 seen.setdefault(key, []).append(value)
         method.after_step(progress)
-        if (step + 1) % max(args.steps // 20, 1) == 0:
-            numbers = " ".join(f"{key} {np.mean(values):.2f}" for key, values in seen.items())
-            quality = f"iou {score(method, pictures):.3f}, test {score(method, test):.3f}"
-            print(f"{step + 1}: cpu {time.process_time():.0f} s, {quality}, {numbers}", flush=True)
+        if (step + 1) % max(steps // 20, 1) == 0:
+            say(step + 1, {key: float(np.mean(values)) for key, values in seen.items()})
             seen = {}
+
+
+def train(args: argparse.Namespace, pictures: Pictures, method: Move) -> None:
+    test = Pictures("test", 64)
+
+    def say(step: int, numbers: dict[str, float]) -> None:
+        told = " ".join(f"{key} {value:.2f}" for key, value in numbers.items())
+        quality = f"iou {score(method, pictures):.3f}, test {score(method, test):.3f}"
+        print(f"{step}: cpu {time.process_time():.0f} s, {quality}, {told}", flush=True)
+
+    play(method, pictures, args.steps, args.seed, say, args.bf16)
     if isinstance(method.inpainter, TrueBackground):
         method.inpainter.show(pictures, np.arange(min(12, len(pictures))), pictures.batch(np.arange(min(12, len(pictures)))).float() / 255)
     Path(args.picture).write_bytes(encode(method.show(pictures.batch(np.arange(min(12, len(pictures)))).float() / 255)["masks"], "png"))

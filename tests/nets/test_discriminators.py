@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from selftaught.nets.discriminators import (
     Head,
+    PatchDiscriminator,
     PixelDiscriminator,
     ProjectedDiscriminator,
     RandomProjections,
@@ -106,7 +109,23 @@ def test_heads_take_any_size(size: int) -> None:
     assert logits.shape[:2] == (2, 1) and logits.shape[-1] >= 1
 
 
-@pytest.mark.parametrize("kind", ["pixels", "features"])
+def test_patches_are_judged_alike_wherever_they_are() -> None:
+    torch.manual_seed(0)
+    net = PatchDiscriminator(4).eval()
+    images = torch.rand(2, 3, 48, 48, generator=generator(8))
+    with torch.no_grad():
+        logits, moved = net(images), net(images.roll((8, -4), (2, 3)))
+    assert torch.allclose(moved[:, :, 3:7, 1:6], logits[:, :, 1:5, 2:7], atol=1e-5), "moved by a stride of 4, a logit moves by one"
+    images.requires_grad_(True)
+    net(images)[:, :, 3, 3].sum().backward()
+    seen = images.grad.abs().amax((0, 1)) > 0  # type: ignore[union-attr]
+    assert int(seen.any(1).sum()) == int(seen.any(0).sum()) == 22
+    images.grad = None
+    net(images).sum().backward()
+    assert bool((images.grad.abs().amax((0, 1)) > 0).all()), "the border is seen as well"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["pixels", "patches", "features"])
 def test_noise_is_told_from_smooth_pictures(kind: str) -> None:
     torch.manual_seed(0)
     frozen = nn.ModuleList([nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 10, 3, 2, 1)]).requires_grad_(False)
@@ -115,20 +134,22 @@ def test_noise_is_told_from_smooth_pictures(kind: str) -> None:
         first = frozen[0](x).relu()
         return [first, frozen[1](first).relu()]
 
-    net = PixelDiscriminator(4) if kind == "pixels" else ProjectedDiscriminator((6, 10), (16, 8), 8)
+    on_pixels = {"pixels": PixelDiscriminator, "patches": PatchDiscriminator}
+    net: Any = on_pixels[kind](4) if kind in on_pixels else ProjectedDiscriminator((6, 10), (16, 8), 8)
 
     def judge(x: Tensor) -> Tensor:
-        return net(x if kind == "pixels" else pyramid(x))
+        return net(x if kind in on_pixels else pyramid(x))
 
     draw = generator(6)
     optimizer = torch.optim.AdamW(net.parameters(), 2e-3, betas=(0.0, 0.99))
     for _ in range(60):
         noise = torch.rand(16, 3, 32, 32, generator=draw)
         smooth = nn.functional.interpolate(torch.rand(16, 3, 2, 2, generator=draw), (32, 32), mode="bilinear")
-        loss = hinge_real(judge(smooth)) + hinge_fake(judge(noise))
+        real, fake = judge(torch.cat([smooth, noise])).chunk(2)  # batch norms must see both kinds at once
+        loss = hinge_real(real) + hinge_fake(fake)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         advance(net)
-    assert float((judge(smooth) > 0).float().mean()) > 0.8 and float((judge(noise) < 0).float().mean()) > 0.8
+    assert float((real > 0).float().mean()) > 0.8 and float((fake < 0).float().mean()) > 0.8
     assert all(p.grad is None for p in frozen.parameters())

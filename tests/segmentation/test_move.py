@@ -249,7 +249,8 @@ def test_the_discriminator_sees_what_all_fakes_of_a_batch_have_in_common(needs: 
 
 OPTIONS: list[dict[str, Any]] = [
     {"copy_real": False}, {"hole": "pixels"}, {"masked_encoder": False}, {"soft_inpainting": False}, {"discriminator": "pixels"},
-    {"discriminator": "imagenet", "disc_px": 64}, {"layer": "penultimate"}, {"init": "none"}, {"init": "tokencut"}, {"init": "cut"},
+    {"discriminator": "patches"}, {"discriminator": "imagenet", "disc_px": 64}, {"layer": "penultimate"}, {"init": "none"},
+    {"init": "tokencut"}, {"init": "cut"},
     {"anchor_weight": 0.5}, {"crop_min": 0.9}, {"cache_mb": 0}, {"disc_px": 16}, {"disc_enlarge": True}, {"head_shallow": 4},
     {"head_stride": 2}, {"most_area": 0.3, "most_weight": 1.0}, {"gate": 0.5}, {"head_reduce": 0}, {"refine": "bilateral"}, {"ema": 0.0},
 ]  # fmt: skip

@@ -97,6 +97,33 @@ class PixelDiscriminator(nn.Module):
         return self.leave(nn.functional.leaky_relu(x, 0.2))
 
 
+class PatchDiscriminator(nn.Module):
+    """Four convolutions on pixels that cannot tell where they are: (B, 3, S, S) in [0, 1] to logits (B, 1, h, w), each of 22 pixels.
+
+    Layers 4x4 of stride 2, 3x3, 4x4 of stride 2, 3x3 with widths `width` times 1, 2, 4, 4, batch norm after all but the first, then 1x1.
+    No layer pads, since a network that knows the distance to the border learns where things usually are, and takes what was moved for
+    made by its place alone. The picture itself is mirrored outwards, so that its border is seen as well as its middle.
+    """
+
+    MARGIN, LEAST_PX = 4, 14
+
+    def __init__(self, width: int):
+        super().__init__()
+        shapes = [(3, width, 4, 2), (width, 2 * width, 3, 1), (2 * width, 4 * width, 4, 2), (4 * width, 4 * width, 3, 1)]
+        self.layers = nn.ModuleList([nn.Conv2d(a, b, kernel, stride) for a, b, kernel, stride in shapes])
+        self.norms = nn.ModuleList([nn.Identity(), *(nn.BatchNorm2d(b) for _, b, _, _ in shapes[1:])])
+        self.leave = nn.Conv2d(4 * width, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = nn.functional.pad(2 * images.float() - 1, (self.MARGIN,) * 4, mode="reflect")
+        # The bf16 backward of a convolution with three input channels is many times slower than fp32 on CPUs.
+        with torch.autocast(images.device.type, enabled=False):
+            x = self.layers[0](x)
+        for i, layer in enumerate(self.layers):
+            x = nn.functional.leaky_relu(self.norms[i](x if i == 0 else layer(x)), 0.2)
+        return self.leave(x)
+
+
 class RandomProjections(nn.Module):
     """Fixed random 1x1 convolutions that mix the channels and the scales of a pyramid of features (Projected GAN, section 3.2).
 

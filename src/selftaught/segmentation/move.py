@@ -82,8 +82,9 @@ class MoveConfig(TrainConfig):
     """The inpainter's encoder does not see what it is to fill; otherwise only its decoder does not."""
     soft_inpainting: bool = True
     """Let gradients through the inpainting reach the mask; otherwise they come through the pasting alone."""
-    discriminator: Literal["features", "pixels", "imagenet"] = "features"
-    """What the discriminator reads: our own frozen features, pixels, or a network trained with the labels of ImageNet."""
+    discriminator: Literal["features", "pixels", "patches", "imagenet"] = "features"
+    """What the discriminator reads: our own frozen features, pixels (`patches`: without knowing where in the picture they are), or a
+    network trained with the labels of ImageNet."""
     imagenet_weights: str = ""
     """File of weights for `discriminator=imagenet`, or `timm`; empty for random ones."""
     disc_width: int = 64

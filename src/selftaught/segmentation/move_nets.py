@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selftaught.nets.discriminators import PixelDiscriminator, ProjectedDiscriminator
+from selftaught.nets.discriminators import PatchDiscriminator, PixelDiscriminator, ProjectedDiscriminator
 from selftaught.segmentation.border import colour_contrast, feature_contrast
 
 IMAGENET = "tf_efficientnet_lite0"
 """The network that the published discriminator reads its features from; learned with the labels of ImageNet."""
+ON_PIXELS: dict[str, type[nn.Module]] = {"pixels": PixelDiscriminator, "patches": PatchDiscriminator}
 
 
 def block(channels: int, out: int, bias: bool = True) -> nn.Sequential:
@@ -104,8 +105,10 @@ class Judge(nn.Module):
         super().__init__()
         self.kind, self.px = kind, px
         self.labelled = labelled_network() if kind == "imagenet" else None
-        if kind == "pixels":
-            self.net: nn.Module = PixelDiscriminator(width)
+        if kind == "patches" and px < PatchDiscriminator.LEAST_PX:
+            raise ValueError(f"discriminator=patches needs pictures of {PatchDiscriminator.LEAST_PX} px, got {px}")
+        if kind in ON_PIXELS:
+            self.net: nn.Module = ON_PIXELS[kind](width)
             return
         with torch.no_grad(), torch.device("cpu"):  # numbers are needed even where the weights are built without memory
             maps = self.maps(torch.zeros(1, 3, px, px), encoder)
@@ -121,7 +124,7 @@ class Judge(nn.Module):
     def forward(self, pictures: Tensor, encoder: Any) -> Tensor:
         if pictures.shape[-1] != self.px:
             pictures = nn.functional.interpolate(pictures, (self.px, self.px), mode="bilinear", antialias=True)
-        return self.net(pictures if self.kind == "pixels" else self.maps(pictures, encoder))
+        return self.net(pictures if self.kind in ON_PIXELS else self.maps(pictures, encoder))
 
 
 def labelled_network() -> nn.Module:
