@@ -1,7 +1,7 @@
 """How fast the page of `selftaught play` answers, and whether it grows; writes benchmarks/results/play_latency.json.
 
     python benchmarks/play_latency.py                        # both, 10 minutes
-    python benchmarks/play_latency.py --minutes 0            # latency and plans only
+    python benchmarks/play_latency.py --minutes 0            # latency and plans only; what was found of growth stays
 
 A headless Chromium (SELFTAUGHT_CHROMIUM, or one that is found) plays the model that comes along, beside its true world. Key to new frame is
 measured in the page, from the key to after the picture was shown. For the minutes of play keys are pressed about eight times a second, with
@@ -27,7 +27,7 @@ import torch
 from playwright.sync_api import sync_playwright
 
 import selftaught
-from selftaught.core.config import write_json
+from selftaught.core.config import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TOKEN = "a-token-of-the-benchmark"
@@ -162,6 +162,8 @@ def main() -> None:
                     mb, beside = growth(seen, column)
                     frames = play.page.evaluate("playStats.frames")
                     rows.append(row(f"growth_{name}_mb", "MB", [mb], beside, f"{a.minutes:g} minutes, {frames} frames"))
+            elif (RESULTS / "play_latency.json").exists():
+                rows += [one for one in read_json(RESULTS / "play_latency.json")["rows"] if one["score"].startswith("growth")]
             if play.problems:
                 raise SystemExit(f"problems of the page: {play.problems[:5]}")
         finally:
