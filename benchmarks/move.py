@@ -41,6 +41,11 @@ CONTROLS: dict[str, list[str]] = {
     "no binarisation": ["binary_weight=0"],
     "the paper's binarisation": ["binary_weight=12.5"],
     "no masks to hold to": ["anchor_weight=0"],
+    "masked in the decoder only": ["masked_encoder=false"],
+    "auto-encoded reals": ["copy_real=false"],
+    "discriminator on pixels": ["discriminator=pixels"],
+    "discriminator on patches": ["discriminator=patches", "disc_px=96"],
+    "discriminator on patches, shift 0": ["discriminator=patches", "disc_px=96", "shift_frac=0"],
 }
 INPAINTER = ["image_px=96", "mask_frac=0.5", "norm_pixels=false", "block_prob=1", "seen_weight=0.3"]
 

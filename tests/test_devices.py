@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from other_device import OtherDevice, on_gpu
+from selftaught.core.errors import ConfigError
 from selftaught.loading import move_needs
 from selftaught.method import Progress
 from selftaught.registry import load_class
+from selftaught.settings import choose_device
 
 
 class Pictures:
@@ -63,6 +65,7 @@ SLOW = {"perceptual": "pyramid", "coding": "slow", "draws": "agent", "figure_px"
     [
         ("simclr", {"rotation": 1.0}), ("dino", {"targets": "sinkhorn", "koleo": 0.1}), ("mae", {}),
         ("mae", {"block_prob": 1.0, "critic_weight": 0.01, "critic_from": 0.0}), ("selfmask", {}), ("cad", {"drop_loss": True}),
+        ("solo", {}), ("unsup3d", {}), ("viewpoint", {}),
         ("lapo", {}), ("lapo", {"quantised_frac": 0.5}), ("glass", {"perceptual": "pyramid"}), ("glass", {**SLOW, "swap_frac": 0.5}),
     ],
 )  # fmt: skip
@@ -70,7 +73,7 @@ def test_a_step_is_computed_where_the_network_is(name: str, changes: dict[str, A
     cls, needs = load_class(name), {}
     if "features" in cls.needs or "masks" in cls.needs:
         needs["features"] = tiny("simclr").eval()
-        needs["masks"] = tiny("tokencut", {"features": needs["features"]})
+        needs["masks"] = tiny("freesolo" if name == "solo" else "tokencut", {"features": needs["features"]})
     method = tiny(name, needs if cls.needs else None, **changes).train()
     pictures, c = Pictures(), method.config
     batch = pictures.images
@@ -89,3 +92,12 @@ def test_a_step_is_computed_where_the_network_is(name: str, changes: dict[str, A
             method.after_step(Progress(step, 20))
         if cls.reads == "pictures":
             method.eval().settle(pictures)
+
+
+def test_a_method_that_computes_on_the_cpu_alone_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("shape_gan", "shape_autoencoder"):
+        assert choose_device("auto", load_class(name)) == "cpu"
+        with pytest.raises(ConfigError, match="is trained on the CPU alone"):
+            choose_device("cuda", load_class(name))
+    assert choose_device("auto", load_class("simclr")) == choose_device("cuda", load_class("simclr")) == "cuda"

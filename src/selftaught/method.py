@@ -134,6 +134,8 @@ class Method(nn.Module):
     reads: ClassVar[Literal["pictures", "clips"]] = "pictures"
     """What a batch is made of: pictures (B, 3, S, S), or windows of clips (B, T, 3, H, W); uint8."""
     capabilities: ClassVar[tuple[str, ...]] = ()
+    cpu_only: ClassVar[bool] = False
+    """Whether it is trained on the CPU alone."""
     alternate: ClassVar[bool] = False
     """Whether each player sees pictures of its own: of P players, number p of step s gets batch s P + p; otherwise all see batch s."""
     loss_uniform: float | None = None

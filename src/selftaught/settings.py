@@ -17,7 +17,7 @@ from selftaught.data.cache import ImageSet, build_cache
 from selftaught.data.clip_reader import Want
 from selftaught.data.clip_windows import WindowSet, open_windows
 from selftaught.data.sources import BadFile, open_data
-from selftaught.method import Player, TrainConfig
+from selftaught.method import Method, Player, TrainConfig
 from selftaught.registry import load_class
 
 SMALL_PX = 48
@@ -88,15 +88,17 @@ def choose_sharding(sharding: str) -> str:
     return sharding
 
 
-def choose_device(device: str) -> str:
-    """cpu, cuda, or the better of the two for "auto"."""
+def choose_device(device: str, method: type[Method]) -> str:
+    """cpu, cuda, or for "auto" the better of the two that the method can compute on."""
     if device not in ("cpu", "cuda", "auto"):
         raise ConfigError(
             f"There is no device {device!r}.{suggest(device, ['cpu', 'cuda', 'auto'])}", expected="cpu, cuda or auto"
         )
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("This machine offers torch no GPU.", do="Leave --device away, or install a torch with CUDA.")
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if device == "cuda" and method.cpu_only:
+        raise ConfigError(f"{method.name} is trained on the CPU alone.", do="Leave --device away.")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() and not method.cpu_only else "cpu"
 
 
 def check_numbers(config: TrainConfig, players: Mapping[str, Player]) -> None:

@@ -140,7 +140,7 @@ def train(
     out = Path(os.path.expanduser(out))
     given = parse_needs(need, cls.needs)
     needs = {name: relative_to_run(given[name], out) if name in given else f"needs/{name}" for name in cls.needs_of(config)}
-    job = Job(method, data, out, size, seed, config, needs, choose_device(device), choose_sharding(sharding))
+    job = Job(method, data, out, size, seed, config, needs, choose_device(device, cls), choose_sharding(sharding))
     if launch.place()[0] == 0:
         refuse_folder(out, job.to_json())
     return run_job(job, quiet)
@@ -156,12 +156,13 @@ def resume(
     """
     run = Path(os.path.expanduser(run))
     saved = read_run(run)
-    config = from_json(load_class(saved.method).Config, saved.config)
+    cls = load_class(saved.method)
+    config = from_json(cls.Config, saved.config)
     if steps is not None:
         config = replace(config, steps=steps)
     if saved.data.startswith("<"):
         raise RunError(f"{run} was trained on {saved.data}.", do="Call selftaught.train again with the same objects.")
-    device, sharding = choose_device(saved.device), choose_sharding(sharding or saved.sharding)
+    device, sharding = choose_device(saved.device, cls), choose_sharding(sharding or saved.sharding)
     job = Job(saved.method, saved.data, run, saved.size, saved.seed, config, saved.needs, device, sharding)
     return run_job(job, quiet)
 

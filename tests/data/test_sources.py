@@ -212,6 +212,8 @@ def test_list_and_list_file(tmp_path: Path) -> None:
     assert source.keys == ["b", "p q/a"] and source.image(1)[0, 0, 0] == 10 and "once" in source.notes[0]
     (tmp_path / "list.txt").write_text("# chosen\n\np q/a.png\n./b.jpg\n", encoding="utf-8")
     assert open_data(tmp_path / "list.txt").keys == ["p q/a", "b"]
+    (tmp_path / "marked.txt").write_text("p q/a.png\n", encoding="utf-8-sig")
+    assert open_data(tmp_path / "marked.txt").keys == ["a"] and not open_data(tmp_path / "marked.txt").notes
     assert open_data(a).keys == ["a"]
 
 

@@ -358,7 +358,7 @@ def _open_list_file(path: Path) -> Source:
         size = path.stat().st_size
         if size > MAX_LIST_BYTES or not path.is_file():  # a device would never end
             raise DataError(f"{path} is no list of paths", expected=f"a file of at most {MAX_LIST_BYTES // 2**20} MB")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]  # Windows begins them with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a list of paths ({error})") from error
     names = [line for line in lines if line and not line.startswith("#")]

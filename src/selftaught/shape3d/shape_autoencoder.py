@@ -145,6 +145,7 @@ class ShapeAutoencoder(Method):
     name = "shape_autoencoder"
     Config = ShapeAutoencoderConfig
     needs = {"generator": "shape_gan"}
+    cpu_only = True
     capabilities = ("reconstruct", "viewpoint")
     sizes = {
         "tiny": ShapeAutoencoderConfig(image_px=16, batch_size=8, steps=20, lr=1e-3, weight_decay=0.0, hypotheses=2, width=8),

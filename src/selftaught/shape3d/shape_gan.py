@@ -291,6 +291,7 @@ class ShapeGAN(Method):
     name = "shape_gan"
     Config = ShapeGANConfig
     needs = {"pose": "unsup3d"}
+    cpu_only = True
     capabilities = ("viewpoint",)
     sizes = {
         "tiny": ShapeGANConfig(

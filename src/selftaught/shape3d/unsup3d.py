@@ -196,7 +196,7 @@ class Unsup3D(Method):
         pictures = self.middle(images).float() / 127.5 - 1
         if not self.config.flips:
             return pictures
-        mirrored = draws.rand(len(images)) < 0.5
+        mirrored = draws.rand(len(images)).to(images.device) < 0.5
         return torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
 
     def canonical_depth(self, pictures: Tensor) -> Tensor:

@@ -195,11 +195,11 @@ class Viewpoint(Method):
         zoom = 1 + c.shift_frac * (2 * draws.rand(B) - 1)
         moved[:, 0, 0], moved[:, 1, 1] = zoom, zoom
         moved[:, :, 2] = 2 * c.shift_frac * (2 * draws.rand(B, 2) - 1)
-        grid = functional.affine_grid(moved, list(pictures.shape), align_corners=False)
+        grid = functional.affine_grid(moved.to(images.device), list(pictures.shape), align_corners=False)
         pictures = functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
-        mix = torch.eye(3) + c.jitter * draws.randn(B, 3, 3)
-        pictures = torch.einsum("bij,bjhw->bihw", mix, pictures - 0.5) + 0.5 + c.jitter * (draws.rand(B, 3, 1, 1) - 0.5)
-        target = torch.from_numpy(self.targets[indices])
+        mix = (torch.eye(3) + c.jitter * draws.randn(B, 3, 3)).to(images.device)
+        pictures = torch.einsum("bij,bjhw->bihw", mix, pictures - 0.5) + 0.5 + c.jitter * (draws.rand(B, 3, 1, 1).to(images.device) - 0.5)
+        target = torch.from_numpy(self.targets[indices]).to(images.device)
         return pictures, target[:, 0], target[:, 1]
 
     def loss(self, batch: tuple[Tensor, Tensor, Tensor], player: str, progress: Progress) -> tuple[Tensor, Parts]:
