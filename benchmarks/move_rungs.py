@@ -6,7 +6,7 @@ Rung 0 is the ground `plaid` with the true ground in the inpainter's place, no m
 nothing. The controls take one thing away from it; as the segmenter of a discriminator that learns nothing never passes its gate, they are
 without the gate as well. Further rungs change the grounds, the inpainter (`mae`, trained on the same pictures without truth) or the
 discriminator. Scores are IoU on 128 pictures of other seeds; truth is used for scoring only. Runs that are in FOLDER are kept, with
-pictures beside them. Writes benchmarks/results/move_rungs.json.
+pictures beside them, and so are rows of other rungs. Writes benchmarks/results/move_rungs.json.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ SETTINGS = [
 ]  # fmt: skip
 INPAINTER = ["image_px=32", "patch_px=4", "mask_frac=0.5", "norm_pixels=false", "block_prob=1", "seen_weight=0.3", "batch_size=128"]
 
+JUDGED = ("seams_only=true", "blobs_frac=0.5", "wait_frac=0.3", "gate=0", "most_area=0.5", "most_weight=0.1")
+"""Seams are judged, against random blobs first and beside the segmenter's own masks later."""
 PRICED = ("most_area=0.06", "most_weight=0.01")
 
 
@@ -50,10 +52,18 @@ class Rung(NamedTuple):
     inpainter: str = ""
     """Empty for the true ground, `learned`, or `untrained`."""
     shuffled: bool = False
+    times: int = 1
+    """How many times as many steps as --steps says."""
+    seeds: bool = False
+    """Whether it is run with all seeds."""
+
+
+def judged(ground: str, *settings: str, **more: Any) -> Rung:
+    return Rung(ground, (*JUDGED, *settings), times=2, **more)
 
 
 RUNGS = {
-    "rung 0: plaid": Rung(),
+    "rung 0: plaid": Rung(seeds=True),
     "control: shift 0": Rung(settings=("shift_frac=0",)),
     "control: shift 0, no gate": Rung(settings=("shift_frac=0", "gate=0")),
     "control: labels shuffled, no gate": Rung(settings=("gate=0",), shuffled=True),
@@ -68,6 +78,16 @@ RUNGS = {
     "learned inpainter": Rung(inpainter="learned"),
     "untrained inpainter": Rung(inpainter="untrained"),
     "discriminator=features": Rung(settings=("discriminator=features",)),
+    "smooth, seams judged": judged("smooth", seeds=True),
+    "control: smooth, seams judged, shift 0": judged("smooth", "shift_frac=0"),
+    "control: smooth, seams judged, labels shuffled": judged("smooth", shuffled=True),
+    "smooth, seams judged, no blobs": judged("smooth", "blobs_frac=0", "wait_frac=0"),
+    "smooth, everything judged": judged("smooth", "seams_only=false"),
+    "smooth, seams judged, learned inpainter": judged("smooth", inpainter="learned"),
+    "smooth, seams judged, untrained inpainter": judged("smooth", inpainter="untrained"),
+    "plaid, seams judged": judged("plaid"),
+    "plaid of any phase, seams judged": judged("plaid of any phase"),
+    "texture, seams judged": judged("texture"),
 }
 
 
@@ -125,21 +145,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--seeds", type=int, default=3, help="of rung 0; all others have one")
+    parser.add_argument("--seeds", type=int, default=3, help="of rung 0 and of its counterpart on smooth grounds; all others have one")
     parser.add_argument("--only", nargs="*", choices=list(RUNGS), default=list(RUNGS))
     a = parser.parse_args()
     torch.set_num_threads(1)
     a.work.mkdir(parents=True, exist_ok=True)
-    rows = []
+    path = measuring.RESULTS / "move_rungs.json"
+    kept, rows = read_json(path)["rows"] if path.exists() else [], []
     for name in a.only:
         rung = RUNGS[name]
-        runs = [one(name, rung, seed, a.steps, a.work) for seed in range(a.seeds if name == "rung 0: plaid" else 1)]
+        steps = rung.times * a.steps
+        runs = [one(name, rung, seed, steps, a.work) for seed in range(a.seeds if rung.seeds else 1)]
         beside = {k: float(np.mean([run[k] for run in runs])) for k in ("untrained", "whole_image", "centre_ellipse")}
         rows.append({
-            "method": "move", "data": f"{name}, {a.steps} steps", "score": "iou", "unit": "IoU", "values": [run["iou"] for run in runs],
+            "method": "move", "data": f"{name}, {steps} steps", "score": "iou", "unit": "IoU", "values": [run["iou"] for run in runs],
             "baselines": beside, "summary": False,
         })  # fmt: skip
-        measuring.write("move_rungs", rows)
+        anew = {row["data"] for row in rows}
+        measuring.write("move_rungs", [row for row in kept if row["data"] not in anew] + rows)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from selftaught.core.errors import ConfigError
 from selftaught.method import Progress
 from selftaught.nets.backbones import BACKBONES
 from selftaught.registry import load_class
-from selftaught.segmentation.move import KINDS, Move, feature_file, imitation_loss, mirrored, untouched
-from selftaught.segmentation.move_nets import SegmenterHead
+from selftaught.segmentation.move import KINDS, Move, imitation_loss, mirrored, untouched
+from selftaught.segmentation.move_nets import SegmenterHead, feature_file
 from selftaught.segmentation.move_scene import Scene, make_scene
 from selftaught.train import train
 
@@ -253,6 +253,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"init": "tokencut"}, {"init": "cut"},
     {"anchor_weight": 0.5}, {"crop_min": 0.9}, {"cache_mb": 0}, {"disc_px": 16}, {"disc_enlarge": True}, {"head_shallow": 4},
     {"head_stride": 2}, {"most_area": 0.3, "most_weight": 1.0}, {"gate": 0.5}, {"head_reduce": 0}, {"refine": "bilateral"}, {"ema": 0.0},
+    {"discriminator": "patches", "seams_only": True}, {"discriminator": "pixels", "seams_only": True, "blobs_frac": 0.5},
+    {"init": "none", "blobs_frac": 1.0, "wait_frac": 0.1},
 ]  # fmt: skip
 
 

@@ -21,19 +21,26 @@ LEAST_PX = 8
 """Heads of a projected discriminator halve their map until it is not larger than this."""
 
 
-def hinge_real(logits: Tensor) -> Tensor:
+def weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of (B, 1, h, w), of each picture by its weights of the same shape; pictures whose weights are all 0 count as 0."""
+    if weight is None:
+        return x.mean()
+    return ((x * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1e-3)).mean()
+
+
+def hinge_real(logits: Tensor, weight: Tensor | None = None) -> Tensor:
     """mean max(0, 1 - D(x)) over real pictures."""
-    return torch.relu(1 - logits.float()).mean()
+    return weighted_mean(torch.relu(1 - logits.float()), weight)
 
 
-def hinge_fake(logits: Tensor) -> Tensor:
+def hinge_fake(logits: Tensor, weight: Tensor | None = None) -> Tensor:
     """mean max(0, 1 + D(x)) over made pictures."""
-    return torch.relu(1 + logits.float()).mean()
+    return weighted_mean(torch.relu(1 + logits.float()), weight)
 
 
-def fooled(logits: Tensor) -> Tensor:
+def fooled(logits: Tensor, weight: Tensor | None = None) -> Tensor:
     """-mean D(x): what the maker of pictures minimises."""
-    return -logits.float().mean()
+    return -weighted_mean(logits.float(), weight)
 
 
 class SpectralConv2d(nn.Conv2d):

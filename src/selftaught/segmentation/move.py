@@ -26,23 +26,24 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.core import draws, launch
-from selftaught.core.atomic import replacing
 from selftaught.core.errors import ConfigError
 from selftaught.data.augment import crop_resize, random_resized_crop_params
 from selftaught.measure.mask_scores import segmentation_scores
 from selftaught.measure.score import Score
 from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, Segments, TrainConfig
 from selftaught.nets.bilateral import follow_edges
-from selftaught.nets.discriminators import advance, fooled, hinge_fake, hinge_real
+from selftaught.nets.discriminators import advance, fooled, hinge_fake, hinge_real, weighted_mean
 from selftaught.segmentation.cut import centred, overlay
-from selftaught.segmentation.move_nets import IMAGENET, Judge, SegmenterHead, frozen_maps
+from selftaught.segmentation.move_nets import IMAGENET, ON_PIXELS, Judge, SegmenterHead, feature_file, frozen_maps
 from selftaught.segmentation.move_scene import (
     Scene,
     area_loss,
     binary_loss,
+    blobs,
     draw_shift,
     make_scene,
     recolour,
+    seams,
     separation,
     three_scales,
 )
@@ -99,6 +100,13 @@ class MoveConfig(TrainConfig):
     """Strength of random colours before the discriminator; 1 is DiffAugment's."""
     gate: float = 0.0
     """The segmenter does not learn while the discriminator is right less often than this (0.5 is chance); 0 always learns."""
+    seams_only: bool = False
+    """Judge pictures along the seams of their masks alone, where what was moved meets what it was moved over: the rest of a fake is real,
+    and calling it fake teaches little. Needs `discriminator=pixels` or `patches`."""
+    blobs_frac: float = 0.0
+    """Share of the discriminator's pictures that are cut along random blobs instead of the segmenter's masks ("grounded fakes")."""
+    wait_frac: float = 0.0
+    """Share of the training in which the segmenter rests while the discriminator learns from random blobs alone."""
     adversarial_weight: float = 1.0
     """Weight of looking real."""
     least_area: float = 0.05
@@ -155,39 +163,6 @@ def mirrored(x: Tensor, flips: Tensor) -> Tensor:
     return torch.where(flips[:, None, None, None], x.flip(3), x)
 
 
-def feature_file(
-    path: Path, images: Any, make: Any, limit_mb: int, say: Any, batch_size: int = 64
-) -> np.ndarray[Any, Any] | None:
-    """Features (N, E, h, w) float16 of all cached pictures as a memory map, from `path` when it is there and fits, made otherwise.
-
-    `make` turns (B, 3, S, S) pictures in [0, 1] into (B, E, h, w). Returns None when they need more than `limit_mb`.
-    """
-    if path.exists():
-        try:
-            kept: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError):  # damaged, or another kind of file
-            kept = np.zeros(0)
-        if kept.ndim == 4 and len(kept) == len(images) and kept.dtype == np.float16:
-            return kept
-        say(f"{path.name} does not fit the pictures; it is made again")
-    N = len(images)
-
-    def batch(start: int) -> np.ndarray[Any, Any]:
-        pictures = images.batch(np.arange(start, min(start + batch_size, N))).float() / 255
-        return make(pictures).clamp(-6e4, 6e4).numpy().astype(np.float16)
-
-    first = batch(0)
-    if N * first[0].nbytes > limit_mb * 2**20:
-        say(f"features of {N} pictures need more than {limit_mb} MB and are computed at each step")
-        return None
-    with replacing(path) as temp, open(temp, "wb") as file:
-        header = {"descr": "<f2", "fortran_order": False, "shape": (N, *first.shape[1:])}
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, N, batch_size):
-            file.write((batch(start) if start else first).tobytes())
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
 class Move(Method):
     """Segmenter against discriminator; capability `segment`."""
 
@@ -235,6 +210,10 @@ class Move(Method):
                     f"move works at {c.image_px} px, its {name} was learned at {need.image_px} px.",
                     do=f"--set image_px={need.image_px}, and needs of one size",
                 )
+        if c.seams_only and c.discriminator not in ON_PIXELS:
+            raise ValueError(f"seams_only needs discriminator={' or '.join(ON_PIXELS)}: logits of {c.discriminator} have no place")
+        if c.wait_frac and c.init != "none":
+            raise ValueError("wait_frac is for init=none; with masks to start from the segmenter learns them for init_frac")
         if c.anchor_weight and c.init == "none":
             raise ValueError("anchor_weight needs masks to hold to: init must be cut or tokencut")
         # A copy inside of the module, so that the segmenter can be exported as one network.
@@ -336,20 +315,33 @@ class Move(Method):
 
     def loss(self, batch: dict[str, Tensor], player: str, progress: Progress) -> tuple[Tensor, Parts]:
         if player == "discriminator":
-            return self.discriminator_loss(batch)
+            return self.discriminator_loss(batch, progress)
         return self.segmenter_loss(batch, progress)
 
-    def discriminator_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Parts]:
+    def told(self, logits: Tensor, *masks: Tensor) -> Tensor | None:
+        """How much each logit (B, 1, h, w) counts: None, all alike, or with `seams_only` the strongest seam of the masks in its cell."""
+        if not self.config.seams_only:
+            return None
+        found = torch.stack([seams(m.detach()) for m in masks]).amax(0)
+        return nn.functional.adaptive_max_pool2d(found, (logits.shape[-2], logits.shape[-1]))
+
+    def discriminator_loss(self, batch: dict[str, Tensor], progress: Progress) -> tuple[Tensor, Parts]:
         """Hinge losses, mean over the two real kinds plus mean over the two fakes."""
+        c = self.config
         with torch.no_grad():
             mask = self.net(batch["maps"], batch["pictures"]).sigmoid()
+            cut = len(mask) if progress.frac < c.wait_frac else round(c.blobs_frac * len(mask))
+            if cut:
+                mask = torch.cat([blobs(len(mask), c.image_px)[:cut].to(mask), mask[cut:]])
             scene = self.scene(batch["pictures"], mask, batch["shift"])
         total, right = mask.new_zeros(()), []
         # All kinds in one batch: batch norms over one kind alone hide what its pictures have in common, and the loss stays at 2.
         said = self.logits(*(getattr(scene, kind) for kind in KINDS)).chunk(len(KINDS))
-        for i, logits in enumerate(said):
-            total = total + 0.5 * (hinge_real(logits) if i < 2 else hinge_fake(logits))
-            right.append(((logits > 0) == (i < 2)).float().mean())
+        where = ((), (scene.mask,), (scene.mask, scene.moved), (scene.moved,))
+        for i, (logits, masks) in enumerate(zip(said, where, strict=True)):
+            weight = self.told(logits, *masks) if masks else None
+            total = total + 0.5 * (hinge_real if i < 2 else hinge_fake)(logits, weight)
+            right.append(weighted_mean(((logits > 0) == (i < 2)).float(), weight))
         B = len(mask)
         self.right_sum += torch.stack([*right, right[0].new_ones(())]) * B
         return total, {f"right_{kind}": float(x) for kind, x in zip(KINDS, right, strict=True)}
@@ -367,11 +359,15 @@ class Move(Method):
         if c.init != "none" and (first or c.anchor_weight):
             held = imitation_loss(logits, batch["pseudo"])
             parts["imitation"] = float(held.detach())
+        if progress.frac < c.wait_frac:
+            self.rest()
+            return 0 * logits.mean(), parts
         if first:
             return held, parts
         scene = self.scene(batch["pictures"], mask, batch["shift"])
         with untouched(self.judge):
-            fool = fooled(self.logits(scene.composite))
+            said = self.logits(scene.composite)
+            fool = fooled(said, self.told(said, scene.mask, scene.moved))
         begun = c.init_frac if c.init != "none" else 0.0
         ramp = min((progress.frac - begun) / max(c.binary_ramp_frac, 1e-9), 1.0)
         scales = three_scales(scene.moved, self.patch_px)
@@ -379,10 +375,14 @@ class Move(Method):
         binary = sum((binary_loss(m) for m in scales), mask.new_zeros(()))
         total = c.adversarial_weight * fool + c.least_weight * area + c.binary_weight * ramp * binary + c.anchor_weight * held
         open_ = float(self.right.mean()) >= c.gate
-        # The optimiser's momentum moves weights without any gradient: what rests is put back after the step.
-        self.resting = [] if open_ else [p.detach().clone() for p in self.net.parameters()]
+        if not open_:
+            self.rest()
         parts |= {"fooled": float(fool.detach()), "area": float(area.detach()), "binary": float(binary.detach()), "open": float(open_)}
         return total * (1.0 if open_ else 0.0), parts
+
+    def rest(self) -> None:
+        """Keep the segmenter as it is in this step: momentum and decay move weights without any gradient, so they are put back after it."""
+        self.resting = [p.detach().clone() for p in self.net.parameters()]
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:

@@ -1,12 +1,15 @@
-"""The two networks of MOVE: the segmenter's head on frozen features, and the discriminator on features or pixels."""
+"""The two networks of MOVE: the segmenter's head on frozen features, which a file keeps, and the discriminator on features or pixels."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selftaught.core.atomic import replacing
 from selftaught.nets.discriminators import PatchDiscriminator, PixelDiscriminator, ProjectedDiscriminator
 from selftaught.segmentation.border import colour_contrast, feature_contrast
 
@@ -93,6 +96,39 @@ class SegmenterHead(nn.Module):
 def frozen_maps(encoder: Any, pictures: Tensor, layer: str) -> Tensor:
     """Patch features (B, E, h, w) of (B, 3, S, S) pictures: the keys that segment best, or the block before the last one."""
     return (encoder.keys(pictures) if layer == "keys" else encoder.levels(pictures, [-2])[0]).float()
+
+
+def feature_file(
+    path: Path, images: Any, make: Any, limit_mb: int, say: Any, batch_size: int = 64
+) -> np.ndarray[Any, Any] | None:
+    """Features (N, E, h, w) float16 of all cached pictures as a memory map, from `path` when it is there and fits, made otherwise.
+
+    `make` turns (B, 3, S, S) pictures in [0, 1] into (B, E, h, w). Returns None when they need more than `limit_mb`.
+    """
+    if path.exists():
+        try:
+            kept: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError):  # damaged, or another kind of file
+            kept = np.zeros(0)
+        if kept.ndim == 4 and len(kept) == len(images) and kept.dtype == np.float16:
+            return kept
+        say(f"{path.name} does not fit the pictures; it is made again")
+    N = len(images)
+
+    def batch(start: int) -> np.ndarray[Any, Any]:
+        pictures = images.batch(np.arange(start, min(start + batch_size, N))).float() / 255
+        return make(pictures).clamp(-6e4, 6e4).numpy().astype(np.float16)
+
+    first = batch(0)
+    if N * first[0].nbytes > limit_mb * 2**20:
+        say(f"features of {N} pictures need more than {limit_mb} MB and are computed at each step")
+        return None
+    with replacing(path) as temp, open(temp, "wb") as file:
+        header = {"descr": "<f2", "fortran_order": False, "shape": (N, *first.shape[1:])}
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, N, batch_size):
+            file.write((batch(start) if start else first).tobytes())
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 class Judge(nn.Module):
