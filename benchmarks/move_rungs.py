@@ -41,8 +41,8 @@ SETTINGS = [
 ]  # fmt: skip
 INPAINTER = ["image_px=32", "patch_px=4", "mask_frac=0.5", "norm_pixels=false", "block_prob=1", "seen_weight=0.3", "batch_size=128"]
 
-JUDGED = ("seams_only=true", "blobs_frac=0.5", "wait_frac=0.3", "gate=0", "most_area=0.5", "most_weight=0.1")
-"""Seams are judged, against random blobs first and beside the segmenter's own masks later."""
+JUDGED = ("seams_only=true", "gate=0", "most_area=0.5", "most_weight=0.1")
+"""Seams alone are judged; masks of more than half of the picture, whose seams are few, are too large."""
 PRICED = ("most_area=0.06", "most_weight=0.01")
 
 
@@ -81,7 +81,7 @@ RUNGS = {
     "smooth, seams judged": judged("smooth", seeds=True),
     "control: smooth, seams judged, shift 0": judged("smooth", "shift_frac=0"),
     "control: smooth, seams judged, labels shuffled": judged("smooth", shuffled=True),
-    "smooth, seams judged, no blobs": judged("smooth", "blobs_frac=0", "wait_frac=0"),
+    "smooth, seams judged, any area": judged("smooth", "most_weight=0"),
     "smooth, everything judged": judged("smooth", "seams_only=false"),
     "smooth, seams judged, learned inpainter": judged("smooth", inpainter="learned"),
     "smooth, seams judged, untrained inpainter": judged("smooth", inpainter="untrained"),

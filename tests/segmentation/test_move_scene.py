@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from selftaught.segmentation.move_scene import (
     area_loss,
     binary_loss,
-    blobs,
     draw_shift,
     holes,
     make_scene,
@@ -239,16 +238,3 @@ def test_seams_are_where_a_mask_changes_and_along_the_border_of_the_picture() ->
     ring[5:7, 5:7] = 0
     assert torch.equal(found[0, 0], ring)
     assert float(found[1, 0, 1:-1, 1:-1].sum()) == 0 and float(found[1].sum()) == 44
-
-
-def test_blobs_are_round_of_the_said_sizes_and_those_of_their_picture() -> None:
-    torch.manual_seed(0)
-    found = blobs(400, 32)
-    assert found.shape == (400, 1, 32, 32) and float(found.min()) >= 0 and float(found.max()) <= 1
-    areas = (found > 0.5).float().mean((1, 2, 3))
-    assert 0.005 < float(areas.min()) < 0.05 and 0.25 < float(areas.max()) < 0.6
-    seen = found.mean((0, 1))
-    assert float(seen[0, 0]) < float(seen[16, 16]) and abs(float(seen[:16].sum() / seen[16:].sum()) - 1) < 0.2
-    edges = (found > 0.1) & (found < 0.9)
-    assert float(edges.float().mean()) < 0.15
-    assert not torch.equal(found[0], found[1])

@@ -39,7 +39,6 @@ from selftaught.segmentation.move_scene import (
     Scene,
     area_loss,
     binary_loss,
-    blobs,
     draw_shift,
     make_scene,
     recolour,
@@ -103,10 +102,6 @@ class MoveConfig(TrainConfig):
     seams_only: bool = False
     """Judge pictures along the seams of their masks alone, where what was moved meets what it was moved over: the rest of a fake is real,
     and calling it fake teaches little. Needs `discriminator=pixels` or `patches`."""
-    blobs_frac: float = 0.0
-    """Share of the discriminator's pictures that are cut along random blobs instead of the segmenter's masks ("grounded fakes")."""
-    wait_frac: float = 0.0
-    """Share of the training in which the segmenter rests while the discriminator learns from random blobs alone."""
     adversarial_weight: float = 1.0
     """Weight of looking real."""
     least_area: float = 0.05
@@ -212,8 +207,6 @@ class Move(Method):
                 )
         if c.seams_only and c.discriminator not in ON_PIXELS:
             raise ValueError(f"seams_only needs discriminator={' or '.join(ON_PIXELS)}: logits of {c.discriminator} have no place")
-        if c.wait_frac and c.init != "none":
-            raise ValueError("wait_frac is for init=none; with masks to start from the segmenter learns them for init_frac")
         if c.anchor_weight and c.init == "none":
             raise ValueError("anchor_weight needs masks to hold to: init must be cut or tokencut")
         # A copy inside of the module, so that the segmenter can be exported as one network.
@@ -315,7 +308,7 @@ class Move(Method):
 
     def loss(self, batch: dict[str, Tensor], player: str, progress: Progress) -> tuple[Tensor, Parts]:
         if player == "discriminator":
-            return self.discriminator_loss(batch, progress)
+            return self.discriminator_loss(batch)
         return self.segmenter_loss(batch, progress)
 
     def told(self, logits: Tensor, *masks: Tensor) -> Tensor | None:
@@ -325,14 +318,10 @@ class Move(Method):
         found = torch.stack([seams(m.detach()) for m in masks]).amax(0)
         return nn.functional.adaptive_max_pool2d(found, (logits.shape[-2], logits.shape[-1]))
 
-    def discriminator_loss(self, batch: dict[str, Tensor], progress: Progress) -> tuple[Tensor, Parts]:
+    def discriminator_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Parts]:
         """Hinge losses, mean over the two real kinds plus mean over the two fakes."""
-        c = self.config
         with torch.no_grad():
             mask = self.net(batch["maps"], batch["pictures"]).sigmoid()
-            cut = len(mask) if progress.frac < c.wait_frac else round(c.blobs_frac * len(mask))
-            if cut:
-                mask = torch.cat([blobs(len(mask), c.image_px)[:cut].to(mask), mask[cut:]])
             scene = self.scene(batch["pictures"], mask, batch["shift"])
         total, right = mask.new_zeros(()), []
         # All kinds in one batch: batch norms over one kind alone hide what its pictures have in common, and the loss stays at 2.
@@ -359,9 +348,6 @@ class Move(Method):
         if c.init != "none" and (first or c.anchor_weight):
             held = imitation_loss(logits, batch["pseudo"])
             parts["imitation"] = float(held.detach())
-        if progress.frac < c.wait_frac:
-            self.rest()
-            return 0 * logits.mean(), parts
         if first:
             return held, parts
         scene = self.scene(batch["pictures"], mask, batch["shift"])
@@ -375,14 +361,10 @@ class Move(Method):
         binary = sum((binary_loss(m) for m in scales), mask.new_zeros(()))
         total = c.adversarial_weight * fool + c.least_weight * area + c.binary_weight * ramp * binary + c.anchor_weight * held
         open_ = float(self.right.mean()) >= c.gate
-        if not open_:
-            self.rest()
+        # The optimiser's momentum moves weights without any gradient: what rests is put back after the step.
+        self.resting = [] if open_ else [p.detach().clone() for p in self.net.parameters()]
         parts |= {"fooled": float(fool.detach()), "area": float(area.detach()), "binary": float(binary.detach()), "open": float(open_)}
         return total * (1.0 if open_ else 0.0), parts
-
-    def rest(self) -> None:
-        """Keep the segmenter as it is in this step: momentum and decay move weights without any gradient, so they are put back after it."""
-        self.resting = [p.detach().clone() for p in self.net.parameters()]
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:

@@ -106,21 +106,6 @@ def seams(mask: Tensor) -> Tensor:
     return (nn.functional.max_pool2d(around, 3, 1) + nn.functional.max_pool2d(-around, 3, 1))[:, :, 1:-1, 1:-1]
 
 
-BLOB_CELLS = 6
-"""Values per side of the noise that bends the rims of random blobs."""
-
-
-def blobs(B: int, S: int) -> Tensor:
-    """Random round masks (B, 1, S, S) with bent, slightly soft rims: radius 0.1 to 0.35 of the side, anywhere, partly outside as well."""
-    C = BLOB_CELLS**2
-    u = draws.rand(B, C + 3)
-    bent = nn.functional.interpolate(2 * u[:, None, :C].unflatten(2, (BLOB_CELLS, BLOB_CELLS)) - 1, (S, S), mode="bicubic")
-    at = torch.linspace(-1, 1, S)
-    middle, radius = 1.3 * (u[:, C : C + 2] - 0.5), 0.2 + 0.5 * u[:, C + 2]
-    away = torch.hypot(at[:, None] - middle[:, 0, None, None], at - middle[:, 1, None, None]) / radius[:, None, None]
-    return (8 * (2 * (1 - away)[:, None] + bent)).sigmoid()
-
-
 def three_scales(mask: Tensor, patch_px: int) -> tuple[Tensor, Tensor, Tensor]:
     """The mask (B, 1, S, S), the means of its tiles, and their maxima."""
     return mask, nn.functional.avg_pool2d(mask, patch_px), nn.functional.max_pool2d(mask, patch_px)
