@@ -319,9 +319,18 @@ def test_doctor_looks_at_the_cache_that_is_used(tmp_path: Path, monkeypatch: pyt
 def test_doctor_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from selftaught import doctor
 
-    monkeypatch.setattr(doctor, "OPTIONAL", {"export": ("no_such_package",)})
+    monkeypatch.setattr(doctor, "OPTIONAL", {"export": (("no_such_package",), "other programs")})
     (check,) = doctor._optional()
     assert check.status == "warn" and check.do == 'pip install "selftaught[export]"'
+    assert check.found == "missing no_such_package; for other programs"
+
+
+def test_doctor_lists_every_extra() -> None:
+    from selftaught import doctor
+
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text().partition("[project.optional-dependencies]\n")[2]
+    extras = set(re.findall(r"^(\w+) = \[", text.partition("\n[")[0], re.MULTILINE))
+    assert len(extras) > 5 and set(doctor.OPTIONAL) == extras - {"dev"}
 
 
 @pytest.mark.parametrize("name", ["~no-such-user/x", "n" * 300, f"{'n' * 300}/x"], ids=["user", "long", "below long"])
