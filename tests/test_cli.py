@@ -262,6 +262,20 @@ def test_data_make_and_check_say_what_is_missing(tmp_path: Path, capsys: pytest.
     assert code == 2 and "one source" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "flag", "other"),
+    [
+        ("make w-sprites DIR --json r.json", "--json", "check"), ("make cars DIR --kind clips", "--kind", "check"),
+        ("check sample:things --clips 3", "--clips", "make"), ("check sample:things --seed 1 --set px=32", "--seed, --set", "make"),
+    ],
+)  # fmt: skip
+def test_flags_of_the_other_action_are_refused(
+    words: str, flag: str, other: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, "data", *words.replace("DIR", str(tmp_path / "w")).split())
+    assert code == 2 and f"{flag} is for `selftaught data {other}`" in err and not (tmp_path / "w").exists()
+
+
 def test_methods_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     from selftaught.registry import methods
 
