@@ -173,6 +173,14 @@ def test_train_and_test_folders_are_official(tmp_path: Path) -> None:
     assert whole.image(2).shape == (9, 12, 3)
 
 
+def test_official_splits_may_be_in_capitals(tmp_path: Path) -> None:
+    for name in ("Train/a.png", "Train/b.png", "VAL/a.png"):
+        draw(tmp_path / name)
+    assert open_data(tmp_path).keys == ["train/a", "train/b", "test/a"]
+    draw(tmp_path / "train" / "c.png")
+    assert open_data(tmp_path).keys == ["train/c", "test/a"], "where both are there, the usual spelling is taken"
+
+
 def test_hash_splits_are_disjoint_stable_and_about_a_fifth() -> None:
     keys = [f"pictures/{i}" for i in range(5000)]
     train, test = split_indices(keys, "train"), split_indices(keys, "test")

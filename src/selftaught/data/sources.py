@@ -312,8 +312,8 @@ def _open_folder(root: Path) -> Source:
         parts: dict[str, Source] = {"train": TarSource([root / n for n in train])}
         return OfficialSplits(name, {**parts, "test": TarSource([root / n for n in test])})
     for ending, kind in ((".npz", NpzSource), ("", FolderSource)):
-        named = {p: next((n + ending for n in names if n + ending in entries), "") for p, names in PARTS.items()}
-        if all(named.values()) and (ending or all(entries[n].is_dir() for n in named.values())):
+        named = split_names(entries, ending)
+        if named and (ending or all(entries[n].is_dir() for n in named.values())):
             return OfficialSplits(name, {part: kind(root / file) for part, file in named.items()})
     npz = sorted(n for n in entries if n.endswith(".npz"))
     loose = _holds_pictures(entries)
@@ -387,10 +387,17 @@ def _open_sample(text: str, split: str) -> Source:
     return open_sample(name, count, split)
 
 
+def split_names(names: Iterable[str], ending: str = "") -> dict[str, str]:
+    """Which of the names in a folder are its train and its test part, in capitals or not; empty unless both are there."""
+    lower = {name.lower(): name for name in sorted(names)}  # where both are there, `train` comes after `Train` and is taken
+    found = {part: next((lower[w + ending] for w in words if w + ending in lower), "") for part, words in PARTS.items()}
+    return found if all(found.values()) else {}
+
+
 def shards(tars: Sequence[str], names: Sequence[str]) -> list[str]:
     """Return the tars of one part: `train.tar`, or numbered ones such as `train-000012.tar`."""
     for name in names:
-        found = [tar for tar in tars if re.fullmatch(rf"{name}([-_.]?\d+)*\.tar", tar)]
+        found = [tar for tar in tars if re.fullmatch(rf"{name}([-_.]?\d+)*\.tar", tar, re.IGNORECASE)]
         if found:
             return found
     return []
