@@ -26,7 +26,8 @@ from selftaught.core import draws
 from selftaught.core.errors import ConfigError
 from selftaught.data.augment import color_jitter, crop_resize, hflip, random_resized_crop_params
 from selftaught.measure.box_rules import FoundBoxes
-from selftaught.measure.box_scores import by_shape, detect_all, detection_scores
+from selftaught.measure.box_scores import detect_all, detection_scores
+from selftaught.measure.mask_scores import by_shape
 from selftaught.measure.score import Score
 from selftaught.method import Detections, EvalData, Method, Parts, Picture, Player, Progress, TrainConfig
 from selftaught.nets.dense_detector import DenseHead, best_boxes, dense_loss, targets_of
