@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from selftaught.core.errors import DataError
-from selftaught.data.base import split_indices, unique_keys
+from selftaught.data.base import sampled, split_indices, unique_keys
 from selftaught.data.readers import BadFile
 from selftaught.data.sources import (
     FolderSource,
@@ -158,6 +158,32 @@ def test_a_folder_fingerprint_follows_names_sizes_and_times(tmp_path: Path) -> N
     second = FolderSource(tmp_path).fingerprint()
     draw(tmp_path / "b.png")
     assert len({first, second, FolderSource(tmp_path).fingerprint()}) == 3
+
+
+def test_a_fingerprint_notices_data_made_anew_with_the_old_sizes_and_times(tmp_path: Path) -> None:
+    paths = [tmp_path / "data" / f"{i}.ppm" for i in range(3)]
+    for value in (10, 20):
+        for path in paths:
+            draw(path)
+            path.write_bytes(png(value, (40, 40), "PPM"))
+            os.utime(path, ns=(10**18, 10**18))
+        found = (FolderSource(tmp_path / "data").fingerprint(), ListSource(paths).fingerprint())
+        if value == 10:
+            first = found
+    assert first[0] != found[0] and first[1] != found[1]
+    assert sampled([]) == sampled([]) and sampled([tmp_path / "none"]) != sampled([])
+    os.mkfifo(tmp_path / "pipe")
+    sampled([tmp_path / "pipe", tmp_path, "\0"])  # ends
+
+
+def test_at_most_64_files_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    for i in range(200):
+        (tmp_path / f"{i:03d}").write_bytes(b"x" * 20_000)
+    real = os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: read.append(int(Path(path).name)) or real(path))
+    sampled([tmp_path / f"{i:03d}" for i in range(200)])
+    assert len(read) == 64 and read[0] == 0 and read[-1] == 199
 
 
 # splits

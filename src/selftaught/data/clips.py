@@ -21,7 +21,7 @@ import numpy as np
 from selftaught.core.errors import DataError
 from selftaught.data import readers, tar_index
 from selftaught.data.archives import remote, tar_members, tar_state
-from selftaught.data.base import digest_of, printable, split_indices, unique_keys
+from selftaught.data.base import digest_of, printable, sampled, split_indices, unique_keys
 from selftaught.data.clip_decoding import fit
 from selftaught.data.clip_reader import MAX_CLIP_BYTES, MAX_SENT_BYTES, WHOLE, ClipInfo, Decoder, Place, Want, have_av
 from selftaught.data.npy import read_arrays
@@ -58,7 +58,7 @@ class ClipSource(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a hex digest of kind, relative names, sizes and times; contents of files are not read."""
+        """Return a hex digest of kind, relative names, sizes and times, and of a little of what the files hold."""
 
     def label(self, i: int) -> str | None:
         """Return the folder of clip `i` when every clip lies one level down and two folders or more hold several; for
@@ -166,7 +166,8 @@ class FileClips(ClipSource):
         return info.height, info.width
 
     def fingerprint(self) -> str:
-        return digest_of("clip files", self._states)
+        local = [places[0].path for places in self._places if places[0].size < 0]  # not parts of tars
+        return digest_of("clip files", [sampled(local), *self._states])
 
 
 class ArrayClips(ClipSource):

@@ -26,6 +26,7 @@ from selftaught.data.base import (
     Truth,
     digest_of,
     printable,
+    sampled,
     split_indices,
     unique_keys,
 )
@@ -101,7 +102,8 @@ class FolderSource(Source):
         return Truth(mask=mask, label=folder) if self.has_labels else Truth(mask=mask, source_id=folder)
 
     def fingerprint(self) -> str:
-        return digest_of("folder", [f"{name}|{self._states[name]}" for name in self._names])
+        content = sampled([self.root / name for name in self._names])
+        return digest_of("folder", [content, *(f"{name}|{self._states[name]}" for name in self._names)])
 
     def _walk(self, root: Path) -> Iterator[tuple[str, str]]:
         """Yield (relative name, size and time) of every file; links to folders are followed, each folder once."""
@@ -180,7 +182,8 @@ class ListSource(Source):
         return self.paths[i]
 
     def fingerprint(self) -> str:
-        return digest_of("list", [f"{n}|{_stat_text(p)}" for n, p in zip(self._names, self.paths, strict=True)])
+        states = [f"{n}|{_stat_text(p)}" for n, p in zip(self._names, self.paths, strict=True)]
+        return digest_of("list", [sampled(self.paths), *states])
 
 
 def open_data(data: Any, split: str = "all") -> Source:
