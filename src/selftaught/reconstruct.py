@@ -63,9 +63,7 @@ def reconstruct(
     poses: dict[str, Any] = {}
     shown: list[Shown] = []
     for numbers, images in walk:
-        images = images if limit is None else images[: max(limit - len(poses), 0)]
-        if not images:
-            break
+        images = images if limit is None else images[: limit - len(poses)]
         squares = torch.stack([to_square(picture, method.image_px) for picture in as_pictures(images)])
         shapes = method.reconstruct(squares)
         for k, number in enumerate(numbers[: len(images)]):
@@ -74,6 +72,8 @@ def reconstruct(
             poses[key] = {"file": stems[number].relative_to(folder).as_posix(), **write_one(stems[number], one, px)}
             if len(shown) < MOST:
                 shown.append(Shown(key, squares[k], one))
+        if limit is not None and len(poses) >= limit:
+            break
     write_json(folder / "poses.json", {"convention": CONVENTION, "pictures": poses})
     if shown:
         first = shown[0].shape
