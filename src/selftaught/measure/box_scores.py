@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from selftaught.method import Detects, EvalData, FindsObjects
 
 
+OBJECTS_PX = 8_000_000
+"""Pixels of the pictures whose objects are asked for at once: there are tens of masks of each picture's size."""
+
+
 @torch.no_grad()
 def detect_all(method: Detects, pictures: Sequence[np.ndarray[Any, Any]], batch_size: int = 64) -> list[FoundBoxes]:
     """Boxes with scores of (H, W, 3) uint8 pictures of any sizes."""
@@ -39,7 +43,7 @@ def objects_all(
         masks, scores = (x.cpu().numpy() for x in method.objects(images))
         return [(m[s > 0], s[s > 0].astype(np.float64)) for m, s in zip(masks, scores, strict=True)]
 
-    return by_shape(pictures, ask, batch_size)
+    return by_shape(pictures, ask, batch_size, OBJECTS_PX)
 
 
 def boxes_of_masks(masks: Sequence[np.ndarray[Any, Any]], rule: BoxRule) -> list[FoundBoxes]:

@@ -24,19 +24,20 @@ Masks = Sequence["np.ndarray[Any, Any]"]
 
 
 def by_shape(
-    pictures: Sequence[np.ndarray[Any, Any]], ask: Callable[[Tensor], Sequence[Any]], batch_size: int = 64
+    pictures: Sequence[np.ndarray[Any, Any]], ask: Callable[[Tensor], Sequence[Any]], batch_size: int = 64, most_px: int = 0
 ) -> list[Any]:
     """What `ask` answers for each of (H, W, 3) uint8 pictures of any sizes; pictures of one size share a batch.
 
-    `ask` takes (B, 3, H, W) in [0, 1] and returns B answers.
+    `ask` takes (B, 3, H, W) in [0, 1] and returns B answers. Batches have at most `most_px` pixels, or one picture; 0 for any number.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, picture in enumerate(pictures):
         groups.setdefault(picture.shape, []).append(i)
     found: dict[int, Any] = {}
-    for same in groups.values():
-        for start in range(0, len(same), batch_size):
-            part = same[start : start + batch_size]
+    for shape, same in groups.items():
+        size = batch_size if most_px == 0 else max(1, min(batch_size, most_px // (shape[0] * shape[1])))
+        for start in range(0, len(same), size):
+            part = same[start : start + size]
             stack = torch.from_numpy(np.stack([pictures[i] for i in part])).permute(0, 3, 1, 2).float() / 255
             found |= dict(zip(part, ask(stack), strict=True))
     return [found[i] for i in range(len(pictures))]
