@@ -80,8 +80,13 @@ def test_masks_objects_and_a_film_per_clip(bright: Bright, folder: Path, tmp_pat
 def test_no_median_when_one_frame_is_asked_for(bright: Bright, folder: Path, tmp_path: Path) -> None:
     out = apply_clips.segment_clips("run", folder, tmp_path / "out", smooth=1, quiet=True)
     assert not mask(out, "b/c/000003.png").any()
-    with pytest.raises(ConfigError, match="odd number"):
-        apply_clips.segment_clips("run", folder, tmp_path / "out", smooth=2, quiet=True)
+
+
+@pytest.mark.parametrize("smooth", [0, 2, -1])
+def test_a_median_without_a_middle_is_refused_before_any_work(smooth: int, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="odd number"):  # there is no such run: nothing was opened yet
+        apply_clips.segment_clips("no run", folder, tmp_path / "out", smooth=smooth, quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_method_that_sees_clips_is_asked_for_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,6 +262,20 @@ def test_data_make_and_check_say_what_is_missing(tmp_path: Path, capsys: pytest.
     assert code == 2 and "one source" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "flag", "other"),
+    [
+        ("make w-sprites DIR --json r.json", "--json", "check"), ("make cars DIR --kind clips", "--kind", "check"),
+        ("check sample:things --clips 3", "--clips", "make"), ("check sample:things --seed 1 --set px=32", "--seed, --set", "make"),
+    ],
+)  # fmt: skip
+def test_flags_of_the_other_action_are_refused(
+    words: str, flag: str, other: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, "data", *words.replace("DIR", str(tmp_path / "w")).split())
+    assert code == 2 and f"{flag} is for `selftaught data {other}`" in err and not (tmp_path / "w").exists()
+
+
 def test_methods_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     from selftaught.registry import methods
 
@@ -319,9 +333,18 @@ def test_doctor_looks_at_the_cache_that_is_used(tmp_path: Path, monkeypatch: pyt
 def test_doctor_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from selftaught import doctor
 
-    monkeypatch.setattr(doctor, "OPTIONAL", {"export": ("no_such_package",)})
+    monkeypatch.setattr(doctor, "OPTIONAL", {"export": (("no_such_package",), "other programs")})
     (check,) = doctor._optional()
     assert check.status == "warn" and check.do == 'pip install "selftaught[export]"'
+    assert check.found == "missing no_such_package; for other programs"
+
+
+def test_doctor_lists_every_extra() -> None:
+    from selftaught import doctor
+
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text().partition("[project.optional-dependencies]\n")[2]
+    extras = set(re.findall(r"^(\w+) = \[", text.partition("\n[")[0], re.MULTILINE))
+    assert len(extras) > 5 and set(doctor.OPTIONAL) == extras - {"dev"}
 
 
 @pytest.mark.parametrize("name", ["~no-such-user/x", "n" * 300, f"{'n' * 300}/x"], ids=["user", "long", "below long"])

@@ -179,6 +179,15 @@ def test_commands_write_what_they_say(capsys: pytest.CaptureFixture[str], tmp_pa
     assert all(Path(path).is_file() for path in told) and (tmp_path / "o" / "rollout.gif") in map(Path, told)
 
 
+@pytest.mark.parametrize(
+    "words", ["parse RUN DIR", "rollout RUN DIR@3", "plan RUN a.mp4 DIR@2", "transfer RUN DIR a.png", "whatif RUN DIR --actions 0"]
+)
+def test_films_are_not_written_among_the_frames(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = words.replace("RUN", SHIPPED).replace("DIR", str(tmp_path)).split()
+    code, _, err = run(capsys, *told, "--out", str(tmp_path / "films"))
+    assert code == 2 and "inside of the data" in err and not (tmp_path / "films").exists()
+
+
 def test_a_run_without_its_clips_can_be_played_and_says_what_is_missing(tmp_path: Path) -> None:
     import shutil
 

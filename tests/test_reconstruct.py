@@ -104,6 +104,27 @@ def test_every_picture_gets_its_files_and_poses_fit_them(run: tuple[Path, Path],
     assert isinstance(trimesh.load(out / "more" / "b.glb", force="mesh"), trimesh.Trimesh)
 
 
+def test_names_that_no_file_can_have_and_names_that_differ_in_case(run: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, heads = run
+    (tmp_path / "in").mkdir()
+    names = ["n" * 250 + ".png", "a.png", "A.png"]
+    for name in names:
+        Image.fromarray(open_data(heads, "test").image(0)).save(tmp_path / "in" / name)
+    out = reconstruct(folder, tmp_path / "in", tmp_path / "out", px=16, quiet=True)
+    poses = json.loads((out / "poses.json").read_text())["pictures"]
+    assert set(poses) == {"n" * 250, "a", "A"}
+    files = {key: pose["file"] for key, pose in poses.items()}
+    assert len({file.lower() for file in files.values()}) == 3
+    for file in files.values():
+        assert all((out / f"{file}{end}").is_file() for end in (".glb", ".gif", ".depth.png"))
+
+
+def test_files_are_not_written_into_the_data(run: tuple[Path, Path]) -> None:
+    folder, heads = run
+    with pytest.raises(ConfigError, match="inside of the data"):
+        reconstruct(folder, heads, heads / "train" / "out", px=16, quiet=True)
+
+
 def test_the_command_takes_a_limit(run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, heads = run
     cli.main(["reconstruct", str(folder), str(heads), "--out", str(tmp_path / "out"), "--px", "16", "--limit", "2"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from selftaught import cli, registry
 from selftaught.core import checkpoint
-from selftaught.core.errors import NumericError, RunError
+from selftaught.core.errors import ConfigError, NumericError, RunError
 from selftaught.method import Method, Player, TrainConfig
 from selftaught.representation.dino import DINO
 from selftaught.representation.simclr import SimCLR
@@ -45,6 +45,44 @@ def same(a: Path, b: Path) -> bool:
     """Whether the newest checkpoints of two runs are equal in every bit."""
     (first, _), (second, _) = newest(a), newest(b)
     return all(torch.equal(v, second[part][k]) for part in first for k, v in first[part].items())
+
+
+def test_a_folder_that_another_process_made_its_own_meanwhile_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+
+    def other(job: Any, quiet: bool) -> None:
+        run.mkdir()
+        (run / "config.json").write_text(json.dumps({**job.to_json(), "seed": 3}))
+
+    monkeypatch.setattr(LOOP, "train_needs", other)
+    with pytest.raises(RunError, match="holds another run: its seed is 3"):
+        start("simclr", data, run)
+    assert [p.name for p in run.iterdir()] == ["config.json"], "the lock is given back"
+    assert json.loads((run / "config.json").read_text())["seed"] == 3
+
+
+def test_a_run_inside_of_its_data_is_refused(tmp_path: Path) -> None:
+    from selftaught.run_folder import refuse_within
+
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for out in ("photos", "photos/run", "photos/more/deep/run", "other/../photos/run"):
+        with pytest.raises(ConfigError, match="inside of the data"):
+            train("simclr", tmp_path / "photos", tmp_path / out, size="tiny", quiet=True)
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    with pytest.raises(ConfigError, match="inside of the data"):
+        refuse_within(tmp_path / "link" / "run", str(tmp_path / "photos"))
+    for out, data in (
+        ("photos-2/run", tmp_path / "photos"), ("photos/.runs/a", tmp_path / "photos"), ("run", "sample:things"), ("run", [1, 2]),
+        ("run", tmp_path / "nowhere"),
+    ):  # fmt: skip
+        refuse_within(tmp_path / out, data)
+    for part in ("Train", "val"):
+        (tmp_path / "photos" / part).mkdir()
+    refuse_within(tmp_path / "photos" / "run", tmp_path / "photos")  # beside official splits nothing is read
+    with pytest.raises(ConfigError, match="inside of the data"):
+        refuse_within(tmp_path / "photos" / "Train" / "run", tmp_path / "photos")
 
 
 def spoil(patch: pytest.MonkeyPatch, method: type[Method], steps: set[int], where: str) -> list[tuple[int, bool]]:

@@ -20,6 +20,7 @@ from selftaught.data.readers import BadFile, decode
 from selftaught.data.sources import Source, open_data
 from selftaught.measure.box_rules import RULES, BoxRule, FoundBoxes, boxes_of
 from selftaught.report import exports
+from selftaught.run_folder import refuse_within
 
 FORMATS = ("coco", "masks", "npz", "onnx", "parquet", "yolo")
 BATCH = 32
@@ -206,6 +207,7 @@ def segment(
     if boxes is not None and boxes not in RULES:
         raise ConfigError(f"There is no rule '{boxes}' for boxes.", expected=", ".join(RULES))
     folder = Path(out).expanduser()
+    refuse_within(folder, data)
     learned = load_capable(run, "segment")
     walk = Walk(open_data(data), "segmenting", batch, quiet)
     found: list[exports.PictureBoxes] = []
@@ -272,9 +274,13 @@ def export(
             raise RunError(f"This run cannot write '{name}'.", expected="one of " + ", ".join(possible))
     wanted = set(formats or possible)
     folder = Path(run).expanduser() / "export" if out is None else Path(out).expanduser()
+    if wanted - {"onnx"}:
+        data = _run_data(run) if data is None else data
+        if out is not None:
+            refuse_within(folder, data)
     written = _export_networks(learned, folder) if "onnx" in wanted else []
     if wanted - {"onnx"}:
-        walk = Walk(open_data(_run_data(run) if data is None else data), "exporting", batch, quiet)
+        walk = Walk(open_data(data), "exporting", batch, quiet)
         written += _export_pictures(learned, walk, folder, wanted)
     return written
 

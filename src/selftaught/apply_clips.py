@@ -25,6 +25,7 @@ from selftaught.data.clips import open_clips
 from selftaught.data.readers import BadFile
 from selftaught.report import exports
 from selftaught.report.film_files import write_film
+from selftaught.run_folder import refuse_within
 from selftaught.segmentation.cut import overlay
 from selftaught.segmentation.tokencut_video import check_median, smooth_in_time
 
@@ -51,8 +52,9 @@ def segment_clips(
     Clips that cannot be read are skipped, counted and named.
     """
     check_fractions(threshold=threshold, min_area=min_area)
-    check_median(smooth or 1)
+    check_median(1 if smooth is None else smooth)
     folder = Path(out).expanduser()
+    refuse_within(folder, data)
     learned = load_capable(run, "segment")
     source = open_clips(data)
     targets = exports.target_paths(folder / "masks", source.keys, "")

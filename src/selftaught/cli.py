@@ -303,10 +303,9 @@ def data(
     """
     from selftaught import look
 
-    if action == "make" and folder is None:
-        raise ConfigError("`selftaught data make` needs a folder to write to.", expected=f"data make {source} DIR")
-    if action == "check" and folder is not None:
-        raise ConfigError("`selftaught data check` looks at one source.", do=f"Leave '{folder}' away.")
+    checks = {"--json": json is not None, "--kind": kind != "auto"}
+    makes = {"--clips": clips is not None, "--pictures": pictures is not None, "--seed": seed != 0, "--size": size != "small"}
+    look.refuse_words(action, source, folder, checks, makes | {"--set": bool(set_fields)})
     if folder is not None:
         print("\n".join(look.make(source, folder, clips, pictures, seed, size, set_fields)))
         return

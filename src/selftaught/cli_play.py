@@ -29,6 +29,15 @@ def _playable(run: str) -> Any:
     return Playable(run)
 
 
+def _apart(out: str, *clips: str) -> None:
+    """Refuse to write films into a folder of frames or clips that was given, where they would be read as clips the next time."""
+    from selftaught.run_folder import refuse_within
+
+    for clip in clips:
+        for folder in {clip, clip.rpartition("@")[0] or clip}:
+            refuse_within(out, folder)
+
+
 def _write(told: Any, out: str) -> None:
     report = told.report
     for note in report["notes"]:
@@ -52,6 +61,7 @@ def parse(run: Run, clip: Clip, *, out: str, synthesis: Switch = False, switch: 
     """
     if not (math.isfinite(switch) and switch >= 0):
         raise ConfigError(f"--switch is {switch}.", expected="0 or more")
+    _apart(out, clip)
     _write(_playable(run).parse(clip, synthesis, switch), out)
 
 
@@ -76,6 +86,7 @@ def rollout(
         futures: How many futures.
         seed: Seed of the futures.
     """
+    _apart(out, start)
     _write(_playable(run).rollout(start, actions, steps, futures, seed), out)
 
 
@@ -96,6 +107,7 @@ def plan(
         rounds: Rounds of cem.
         seed: Seed of cem.
     """
+    _apart(out, start, goal)
     playable = _playable(run)
     from selftaught.control.planning import Budget
 
@@ -113,6 +125,7 @@ def transfer(run: Run, source: Clip, target: Target, *, out: str, camera: Switch
         out: Folder to write to.
         camera: Take the motion of the background along.
     """
+    _apart(out, source, target)
     _write(_playable(run).transfer(source, target, camera), out)
 
 
@@ -126,6 +139,7 @@ def whatif(run: Run, clip: Clip, *, out: str, actions: Actions, at: int = 0) -> 
         actions: Numbers of the other actions, such as 0*4,2.
         at: Step from which on they are done, counted from 0.
     """
+    _apart(out, clip)
     _write(_playable(run).whatif(clip, actions, at), out)
 
 

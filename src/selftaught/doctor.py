@@ -18,11 +18,17 @@ MIN_MEMORY_GB = 4.0
 MIN_DISK_GB = 5.0
 """Room for the image cache, two checkpoints and a report."""
 OPTIONAL = {
-    "export": ("onnx", "onnxruntime", "onnxscript", "pyarrow"),
-    "metrics": ("skimage", "py_sod_metrics", "faster_coco_eval"),
-    "cloud": ("fsspec",),
-    "video": ("av",),
+    "web": (("fastapi", "uvicorn", "websockets"), "`play`, the page on which a run is played"),
+    "video": (("av", "skimage"), "clips from video files; optical flow and structural similarity"),
+    "export": (("onnx", "onnxruntime", "onnxscript", "pyarrow"), "`export` as ONNX and Parquet"),
+    "metrics": (("skimage", "py_sod_metrics", "faster_coco_eval"), "the field's own libraries, to check scores against"),
+    "cloud": (("fsspec",), "tar shards from URLs"),
+    "cluster": (("ray", "pyarrow"), "`embed` and `segment` with --engine ray"),
+    "bench": (("lightly",), "a peer that benchmarks are measured against"),
+    "fast": (("numba", "simplejpeg"), "faster rendering of meshes and decoding of JPEG"),
+    "meshes": (("trimesh",), "`reconstruct`, and `data make meshes`"),
 }
+"""Every extra: the modules that it brings, and what they are for."""
 
 
 @dataclass(frozen=True)
@@ -169,11 +175,11 @@ def _cache() -> list[Check]:
 
 def _optional() -> list[Check]:
     checks = []
-    for extra, modules in OPTIONAL.items():
+    for extra, (modules, purpose) in OPTIONAL.items():
         missing = [name for name in modules if importlib.util.find_spec(name) is None]
         if missing:
             do = f'pip install "selftaught[{extra}]"'
-            checks.append(Check(f"extra {extra}", "warn", "missing " + ", ".join(missing), do))
+            checks.append(Check(f"extra {extra}", "warn", f"missing {', '.join(missing)}; for {purpose}", do))
         else:
-            checks.append(Check(f"extra {extra}", "ok", ", ".join(modules)))
+            checks.append(Check(f"extra {extra}", "ok", f"{', '.join(modules)}; for {purpose}"))
     return checks

@@ -50,6 +50,7 @@ from selftaught.method import Method, Progress, TrainConfig
 from selftaught.registry import load_class
 from selftaught.report.collect import collect
 from selftaught.report.html import write_report
+from selftaught.run_folder import refuse_within
 from selftaught.settings import base_config, open_items, parse_needs
 from selftaught.train import describe_data, is_path, train
 
@@ -94,6 +95,7 @@ def learn(
     if minutes is not None and not 0 < minutes < 1e6:
         raise ConfigError(f"minutes is {minutes}.", expected="a positive number")
     out = Path(os.path.expanduser(out))
+    refuse_within(out, data)
     if os.path.exists(out / "config.json"):
         raise RunError(f"{out} holds a run of `selftaught train`.", expected="a new folder, or one of `selftaught learn`",
                        do="Choose another --out; --need features=RUN builds on what that run learned.")  # fmt: skip

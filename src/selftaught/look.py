@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,20 @@ from selftaught.core.errors import ConfigError
 
 COUNT = 3000
 """Clips or pictures that are made when no number is given."""
+
+
+def refuse_words(
+    action: str, source: str, folder: str | None, checks: Mapping[str, bool], makes: Mapping[str, bool]
+) -> None:
+    """Raise ConfigError for words of `data` that do not go together; `checks` and `makes` say which flags of each action were given."""
+    if action == "make" and folder is None:
+        raise ConfigError("`selftaught data make` needs a folder to write to.", expected=f"data make {source} DIR")
+    if action == "check" and folder is not None:
+        raise ConfigError("`selftaught data check` looks at one source.", do=f"Leave '{folder}' away.")
+    ignored = [name for name, given in (makes if action == "check" else checks).items() if given]
+    if ignored:
+        other = "make" if action == "check" else "check"
+        raise ConfigError(f"{', '.join(ignored)} is for `selftaught data {other}`.", do="Leave it away.")
 
 
 def check(source: str, kind: str = "auto", json: str | None = None) -> list[str]:

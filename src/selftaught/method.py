@@ -67,6 +67,11 @@ class Progress:
         return self.step / max(self.total, 1)
 
 
+def ramp(frac: float, start: float, end: float) -> float:
+    """0 before `start`, 1 from `end` on, linear between: what comes in over a part of the training."""
+    return float(frac >= start) if end <= start else min(max((frac - start) / (end - start), 0.0), 1.0)
+
+
 @dataclass
 class Player:
     """A group of parameters with its own optimiser; one for most methods, two for adversarial ones."""

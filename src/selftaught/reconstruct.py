@@ -23,6 +23,8 @@ from selftaught.data.sources import open_data
 from selftaught.loading import as_pictures, to_square
 from selftaught.method import Shapes
 from selftaught.nets.renderer import Camera, Light, Topology, render, rotation_from_angles, vertex_normals
+from selftaught.report.exports import target_paths
+from selftaught.run_folder import refuse_within
 from selftaught.web.orbit import MOST, Shown, orbit_page
 
 FRAMES = 24
@@ -53,23 +55,25 @@ def reconstruct(
     if not 16 <= px <= 2048 or (limit is not None and limit < 1):
         raise ConfigError(f"px is {px}, limit is {limit}.", expected="px from 16 to 2048, limit from 1 on")
     folder = Path(out).expanduser()
+    refuse_within(folder, data)
     learned = load_capable(run, "reconstruct")
     method = learned.provider("reconstruct")
     walk = Walk(open_data(data), "reconstructing", batch=16, quiet=quiet)
+    stems = target_paths(folder, walk.source.keys, "")  # keys may be too long for a file, or differ in case alone
     poses: dict[str, Any] = {}
     shown: list[Shown] = []
     for numbers, images in walk:
-        images = images if limit is None else images[: max(limit - len(poses), 0)]
-        if not images:
-            break
+        images = images if limit is None else images[: limit - len(poses)]
         squares = torch.stack([to_square(picture, method.image_px) for picture in as_pictures(images)])
         shapes = method.reconstruct(squares)
         for k, number in enumerate(numbers[: len(images)]):
             key = walk.source.keys[number]
             one = one_of(shapes, k)
-            poses[key] = write_one(folder / key, one, px)
+            poses[key] = {"file": stems[number].relative_to(folder).as_posix(), **write_one(stems[number], one, px)}
             if len(shown) < MOST:
                 shown.append(Shown(key, squares[k], one))
+        if limit is not None and len(poses) >= limit:
+            break
     write_json(folder / "poses.json", {"convention": CONVENTION, "pictures": poses})
     if shown:
         first = shown[0].shape

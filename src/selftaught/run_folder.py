@@ -9,7 +9,8 @@ from typing import Any
 
 from selftaught.core import checkpoint
 from selftaught.core.config import from_json, read_json, to_json
-from selftaught.core.errors import RunError
+from selftaught.core.errors import ConfigError, RunError
+from selftaught.data.sources import split_names
 from selftaught.registry import load_class
 
 BEFORE_START = {"needs", "lock.json", "log.txt", "plan.json"}
@@ -28,6 +29,26 @@ def refuse_folder(out: Path, new: Mapping[str, Any]) -> None:
     there = next((p for p in (out, *Path(os.path.realpath(out)).parents) if os.path.exists(p)), out)
     if not os.access(there, os.W_OK):
         raise RunError(f"The run folder {out} cannot be written.", why=f"{there} is read-only", do="Choose another --out.")
+
+
+def refuse_within(out: str | os.PathLike[str], data: Any) -> None:
+    """Raise ConfigError when `out` lies in the folder `data` where it would be read as data the next time.
+
+    Pictures of a run would be learned from, and masks beside pictures be taken for their truth. Names that begin with a dot
+    are never read, nor is anything beside the folders of official splits.
+    """
+    if not isinstance(data, (str, os.PathLike)) or os.fspath(data).startswith("sample:"):
+        return
+    root = Path(os.path.realpath(os.path.expanduser(os.fspath(data).removeprefix("file://"))))
+    inside = Path(os.path.realpath(os.path.expanduser(out)))
+    if not os.path.isdir(root) or not inside.is_relative_to(root):
+        return
+    parts = inside.relative_to(root).parts
+    splits = split_names(name for name in os.listdir(root) if os.path.isdir(root / name))
+    if any(part.startswith(".") for part in parts) or (splits and parts and parts[0] not in splits.values()):
+        return
+    raise ConfigError(f"{out} lies inside of the data {data}.", why="what is written there would be read as data the next time",
+                      do="Choose an --out outside of that folder.")  # fmt: skip
 
 
 def before_start(name: str) -> bool:

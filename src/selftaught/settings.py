@@ -42,7 +42,7 @@ def median_px(data: Any, count: int = 50) -> int:
     sides = []
     for i in np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)):
         try:
-            sides.append(min(source.image(int(i)).shape[:2]))
+            sides.append(min(source.size(int(i))))
         except BadFile:
             continue
     return int(np.median(sides)) if sides else 0

@@ -45,7 +45,7 @@ from selftaught.loading import BUILD_ERRORS, fill, load_method, move_needs, open
 from selftaught.method import Method, Player, Progress
 from selftaught.nets.batchnorm import join_batch_norms
 from selftaught.registry import load_class
-from selftaught.run_folder import refuse_folder
+from selftaught.run_folder import refuse_folder, refuse_within
 from selftaught.settings import (
     base_config,
     check_numbers,
@@ -138,12 +138,13 @@ def train(
     if steps is not None:
         config = replace(config, steps=steps)
     out = Path(os.path.expanduser(out))
+    refuse_within(out, data)
     given = parse_needs(need, cls.needs)
     needs = {name: relative_to_run(given[name], out) if name in given else f"needs/{name}" for name in cls.needs_of(config)}
     job = Job(method, data, out, size, seed, config, needs, choose_device(device, cls), choose_sharding(sharding))
     if launch.place()[0] == 0:
         refuse_folder(out, job.to_json())
-    return run_job(job, quiet)
+    return run_job(job, quiet, new=True)
 
 
 @launch.together()
@@ -167,8 +168,8 @@ def resume(
     return run_job(job, quiet)
 
 
-def run_job(job: Job, quiet: bool) -> Path:
-    """Make sure that everything a job needs is there, then train."""
+def run_job(job: Job, quiet: bool, new: bool = False) -> Path:
+    """Make sure that everything a job needs is there, then train; a `new` one must not take over the folder of another run."""
     if job.config.steps < 0 or not 1 <= job.config.accumulate <= job.config.batch_size:
         raise ConfigError("steps must be at least 0, accumulate at least 1 and at most batch_size.")
     keep_memory()
@@ -185,9 +186,11 @@ def run_job(job: Job, quiet: bool) -> Path:
     lock = RunLock(job.out) if rank == 0 else None
     if lock:
         lock.__enter__()
-        for folder in (job.out, job.out / "checkpoints", job.out / "pictures"):
-            checkpoint.remove_stale(folder)
     try:
+        if lock and new:  # once more: until the lock was held, another process may have made the folder its own
+            refuse_folder(job.out, job.to_json())
+        for folder in (job.out, job.out / "checkpoints", job.out / "pictures") if lock else ():
+            checkpoint.remove_stale(folder)
         with Recorder(job.out, job.config.steps, quiet, job.config.batch_size, writes=rank == 0) as recorder:
             launch.seen_everywhere(job.out / "lock.json")
             if images.bad:

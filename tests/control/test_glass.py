@@ -255,6 +255,7 @@ def test_parsing_does_not_look_ahead_and_playing_is_told_nothing_else() -> None:
     [
         ({"image_px": 40}, "multiples of 16"), ({"window_start": 2}, "3 or more"), ({"window_start": 5}, "3 or more"),
         ({"codes": 1}, "2 codes"), ({"size": 1.0}, "share"), ({"fold": 3}, "fold"), ({"reach_px": 16}, "twice as large"),
+        ({"temperature": (1.0, 0.0)}, "temperature"), ({"temperature": (-1.0, 0.4)}, "temperature"),
         ({"perceptual": "vgg"}, "vgg_weights"), ({"gma_every": 0}, "gma_every"), ({"draws": "agent", "figure_px": 12}, "multiple of 8"),
         ({"ground_reach_px": 0}, "twice as large"), ({"ground_reach_px": 40, "shift": "regression"}, "twice as large"),
     ],

@@ -243,6 +243,22 @@ def test_file_and_folder_reach_the_disk(tmp_path: Path, monkeypatch: pytest.Monk
     assert synced == [False, True]
 
 
+def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, number = os.fsync, errno.EINVAL
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(handle)
+
+    monkeypatch.setattr(cfg.os, "fsync", fsync)
+    cfg.write_json(tmp_path / "s.json", {"a": 1})
+    assert cfg.read_json(tmp_path / "s.json") == {"a": 1}
+    number = errno.EIO
+    with pytest.raises(RunError):
+        cfg.write_json(tmp_path / "s.json", {"a": 2})
+
+
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"Cannot read .*s\.json"):
         cfg.read_json(tmp_path / "s.json")

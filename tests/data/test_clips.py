@@ -172,6 +172,21 @@ def test_folders_of_frames_are_clips_in_the_order_of_their_numbers(tmp_path: Pat
         open_clips(tmp_path / "d" / "single")
 
 
+def test_the_size_of_frames_is_known_without_decoding_the_clip(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(numbered(1)[0]).save(tmp_path / "0.png")
+    Image.fromarray(numbered(1)[0]).save(tmp_path / "1.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add(tar, "run/00.mp4", (films / "b.mp4").read_bytes())
+    np.save(tmp_path / "c.npy", numbered(2))
+    assert FrameSource(open_clips(tmp_path / "c.npy")).size(0) == (48, 80)
+    monkeypatch.setattr(clips.FileClips, "read", None)
+    for data in (films, tmp_path / "a.tar", films / "g.gif", tmp_path):
+        source = FrameSource(open_clips(data))
+        names = [i for i, key in enumerate(source.keys) if not key.startswith("c@")]  # arrays are read whole
+        assert names and {source.size(i) for i in names} == {(48, 80)}
+    assert FrameSource(open_clips(films, "train")).size(0) == (48, 80)
+
+
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from selftaught.core.errors import DataError
-from selftaught.data.base import split_indices, unique_keys
+from selftaught.data.base import sampled, split_indices, unique_keys
 from selftaught.data.readers import BadFile
 from selftaught.data.sources import (
     FolderSource,
@@ -160,6 +160,32 @@ def test_a_folder_fingerprint_follows_names_sizes_and_times(tmp_path: Path) -> N
     assert len({first, second, FolderSource(tmp_path).fingerprint()}) == 3
 
 
+def test_a_fingerprint_notices_data_made_anew_with_the_old_sizes_and_times(tmp_path: Path) -> None:
+    paths = [tmp_path / "data" / f"{i}.ppm" for i in range(3)]
+    for value in (10, 20):
+        for path in paths:
+            draw(path)
+            path.write_bytes(png(value, (40, 40), "PPM"))
+            os.utime(path, ns=(10**18, 10**18))
+        found = (FolderSource(tmp_path / "data").fingerprint(), ListSource(paths).fingerprint())
+        if value == 10:
+            first = found
+    assert first[0] != found[0] and first[1] != found[1]
+    assert sampled([]) == sampled([]) and sampled([tmp_path / "none"]) != sampled([])
+    os.mkfifo(tmp_path / "pipe")
+    sampled([tmp_path / "pipe", tmp_path, "\0"])  # ends
+
+
+def test_at_most_64_files_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    for i in range(200):
+        (tmp_path / f"{i:03d}").write_bytes(b"x" * 20_000)
+    real = os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: read.append(int(Path(path).name)) or real(path))
+    sampled([tmp_path / f"{i:03d}" for i in range(200)])
+    assert len(read) == 64 and read[0] == 0 and read[-1] == 199
+
+
 # splits
 
 
@@ -171,6 +197,14 @@ def test_train_and_test_folders_are_official(tmp_path: Path) -> None:
     assert open_data(tmp_path, "train").keys == ["a", "b"] and open_data(tmp_path, "test").keys == ["a"]
     assert open_data(whole, "test").keys == ["a"]
     assert whole.image(2).shape == (9, 12, 3)
+
+
+def test_official_splits_may_be_in_capitals(tmp_path: Path) -> None:
+    for name in ("Train/a.png", "Train/b.png", "VAL/a.png"):
+        draw(tmp_path / name)
+    assert open_data(tmp_path).keys == ["train/a", "train/b", "test/a"]
+    draw(tmp_path / "train" / "c.png")
+    assert open_data(tmp_path).keys == ["train/c", "test/a"], "where both are there, the usual spelling is taken"
 
 
 def test_hash_splits_are_disjoint_stable_and_about_a_fifth() -> None:

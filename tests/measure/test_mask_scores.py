@@ -13,7 +13,7 @@ from torch import Tensor
 from selftaught.data.arrays import ArraySource
 from selftaught.data.evalset import EvalSet, open_eval
 from selftaught.measure import mask_scores as module
-from selftaught.measure.mask_scores import mask_scores, resize_nearest, segment_all, segmentation_scores
+from selftaught.measure.mask_scores import by_shape, mask_scores, resize_nearest, segment_all, segmentation_scores
 from selftaught.measure.score import Score
 from selftaught.method import EvalData
 
@@ -113,6 +113,9 @@ def test_pictures_are_segmented_at_their_own_size() -> None:
     for picture, mask in zip(pictures, masks, strict=True):
         assert np.array_equal(mask > 0.5, picture.mean(2) > 127.5)
     assert sorted(method.batches) == sorted([(2, 3, 8, 9), (1, 3, 8, 9), (1, 3, 20, 5), (1, 3, 1, 30)])
+    batches: list[int] = []
+    by_shape(pictures * 3, lambda images: batches.append(len(images)) or list(images), 64, 2 * pictures[0].shape[0] * pictures[0].shape[1])
+    assert batches == [2, 2, 2, 2, 1, 1, 1, 1, 3], "144 px hold two of 8x9, one of 20x5, four of 1x30"
     assert segment_all(method, []) == []
 
 

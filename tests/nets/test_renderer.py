@@ -252,6 +252,33 @@ def test_supersampling_averages_the_larger_picture() -> None:
     assert torch.allclose(behind.image[:, :, 0], back[:, :, 0])
 
 
+def slivers(count: int, px: int) -> Tensor:
+    """(count, 3, 3) triangles along lines through pixel centres, with areas of 1e-6 to 1e-3 px^2, for an orthographic camera of scale 1."""
+    made = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(0, px, (count, 1, 2), generator=made) + 0.5 for _ in range(2))
+    length = (b - a).norm(dim=2, keepdim=True).clamp_min(1)
+    across = torch.stack([-(b - a)[..., 1], (b - a)[..., 0]], -1) / length
+    width = 10 ** (3 * torch.rand(count, 1, 1, generator=made) - 6) / length
+    c = a + torch.rand(count, 1, 1, generator=made) * (b - a) + across * width * torch.randn(count, 1, 1, generator=made).sign()
+    x, y = torch.cat([a - across * width * torch.rand(count, 1, 1, generator=made), b, c], 1).unbind(-1)
+    return torch.stack([x * 2 / px - 1, 1 - y * 2 / px, 0.1 * torch.rand(count, 3, generator=made)], -1)
+
+
+@pytest.mark.parametrize("perspective", [False, True])
+def test_slivers_of_the_size_of_rounding_errors_keep_colours_and_gradients_finite(perspective: bool) -> None:
+    points = slivers(2000, 64)
+    camera = orthographic_camera(scale=1.0, distance=5.0)
+    if perspective:
+        camera = Camera(camera.rotation, camera.position, torch.tensor([5.0]))
+        points = points * torch.tensor([1.0, 1.0, 0.0])
+    points.requires_grad_(True)
+    found = render(points, Topology(torch.tensor([[0, 1, 2]]), 3), camera, 64, colours=torch.eye(3), antialias=False)
+    assert int((found.face >= 0).sum()) > 500, "some are seen"
+    assert float(found.image.detach().min()) >= -0.011 and float(found.image.detach().max()) <= 1.011
+    (found.image.sum() + found.depth.sum()).backward()
+    assert points.grad is not None and bool(points.grad.isfinite().all())
+
+
 def test_what_does_not_fit_is_refused() -> None:
     points, faces = icosphere(0)
     topology, camera = Topology(faces, 12), perspective_camera()
@@ -282,3 +309,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for call in calls:
         with pytest.raises(ConfigError):
             call()
+    with pytest.raises(ConfigError, match="no meshes"):
+        render(points[None][:0], topology, camera, 8)
+    with pytest.raises(NumericError, match="Texture coordinates"):  # torch would die of them
+        render(points[None], topology, camera, 8, texture=torch.ones(3, 4, 4), uv=torch.full((12, 2), torch.nan))

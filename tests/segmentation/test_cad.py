@@ -189,6 +189,21 @@ def test_answers_fit_pictures_of_any_size(tmp_path: Path) -> None:
     assert method.show(torch.rand(3, 3, 32, 32))["boxes"].shape == (64, 96, 3)
 
 
+def test_pictures_whose_side_is_no_multiple_of_the_stride_are_learned(tmp_path: Path) -> None:
+    class Odd(Colours):
+        image_px = 34
+
+    teacher = Bright()
+    teacher.given = {"features": Odd()}
+    pictures = Pictures(4)
+    pictures.images = np.pad(pictures.images, ((0, 0), (0, 0), (0, 2), (0, 2)))
+    method = Cad(replace(TINY, image_px=34), {"masks": teacher})  # as for patches of 14 px: half of their multiples are no multiples of 4
+    method.begin(pictures, tmp_path, lambda text: None)
+    loss, parts = method.loss(method.prepare(pictures.batch(range(4)), np.arange(4)), "detector", Progress(0, 2))
+    assert bool(loss.isfinite()) and parts["boxes"] > 0
+    assert method.detect(torch.rand(2, 3, 34, 34)).boxes.shape == (2, 5, 4)
+
+
 def test_settings_that_do_not_fit_are_said() -> None:
     class Deaf(Bright):
         def __init__(self) -> None:

@@ -227,6 +227,7 @@ def test_pseudo_masks_are_made_once(tmp_path: Path) -> None:
 
     images = Pictures(10)
     first = pseudo_mask_file(path, images, make, said.append, batch_size=4)
+    assert isinstance(first, np.memmap), "many pictures' masks do not fit into memory"
     assert first.shape == (10, 32, 32) and first.dtype == np.uint8 and calls == [4, 4, 2]
     np.testing.assert_array_equal(first[7], np.rint(images.images[7].astype(np.float32).mean(0)))
     assert np.array_equal(pseudo_mask_file(path, images, make, said.append), first) and len(calls) == 3 and not said

@@ -21,6 +21,7 @@ from selftaught.measure.box_scores import box_scores, detect_all
 from selftaught.measure.boxes import mask_to_box
 from selftaught.method import Objects, Progress
 from selftaught.nets.solo_head import Answer
+from selftaught.segmentation import solo
 from selftaught.segmentation.freesolo import matrix_nms
 from selftaught.segmentation.pseudo_objects import gives_masks, pieces, propose_masks, pseudo_object_file, unpacked
 from selftaught.segmentation.solo import Solo, SoloConfig, best, first_places, masks_of, moved_masks, peaks
@@ -221,6 +222,17 @@ def test_answers_fit_pictures_of_any_size(tmp_path: Path) -> None:
     assert method.show(torch.rand(3, 3, 32, 32))["objects"].shape == (128, 96, 3)
 
 
+def test_many_pictures_are_answered_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, images = fitted(Pictures(8), tmp_path, steps=3, score_min=0.0), torch.rand(5, 3, 32, 32)
+    whole, most = method.answer(images), [0]
+    monkeypatch.setattr(solo, "AT_ONCE", 2 * method.config.candidates * 8 * 8)
+    net = method.net.forward
+    monkeypatch.setattr(method.net, "forward", lambda x, features: most.append(len(x)) or net(x, features))
+    for a, b in zip(whole, method.answer(images), strict=True):
+        torch.testing.assert_close(a, b)
+    assert most == [0, 2, 2, 1]
+
+
 def test_settings_that_do_not_fit_are_said() -> None:
     with pytest.raises(ConfigError, match="image_px=32"):
         Solo(replace(TINY, image_px=64), {"masks": Coarse()})
@@ -230,7 +242,8 @@ def test_settings_that_do_not_fit_are_said() -> None:
         Solo(TINY, {"masks": bare})
     with pytest.raises(ConfigError, match="weights are for the ResNet"):
         Solo(replace(TINY, weights="x.safetensors"), {"masks": Coarse()}).start(print)
-    for wrong in ({"grids": ()}, {"grids": (4, 2)}, {"max_masks": 0}, {"depth": -1}, {"score_min": 1.5}, {"sigma": -1.0}):
+    wrongs: list[Any] = [{"grids": ()}, {"grids": (4, 2)}, {"max_masks": 0}, {"depth": -1}, {"score_min": 1.5}, {"sigma": -1.0}]
+    for wrong in [*wrongs, {"jitter": 1.5}, {"crop_min": 0.0}, {"crop_min": 1.1}, {"width": 1}]:
         with pytest.raises(ValueError):
             replace(TINY, **wrong)
 

@@ -27,6 +27,18 @@ def method(**changes: object) -> Unsup3D:
     return Unsup3D(dataclasses.replace(TINY, **changes))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"depth_px": 24}, {"depth_px": 2}, {"fov_rad": 0.0}, {"fov_rad": 3.3}, {"depth_range": (0.9, 0.9)}, {"depth_range": (-1.0, 1.0)},
+        {"border_depth": 0.0}, {"sigma_min": 0.0}, {"code": 0}, {"width": 2}, {"shift": -0.1},
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        dataclasses.replace(TINY, **wrong)  # type: ignore[arg-type]
+
+
 def test_the_likelihood_is_the_loop_of_the_formula() -> None:
     random = torch.Generator().manual_seed(0)
     error = torch.randn(2, 3, 4, 5, generator=random)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +114,18 @@ def test_answers_are_rotations_about_the_upright_axis() -> None:
     np.testing.assert_allclose(azimuth_of(found.numpy()), method.azimuth(images).numpy(), atol=1e-6)
     sheet = method.show(images)["viewpoints"]
     assert sheet.dtype == np.uint8 and sheet.shape[2] == 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cell_px": 0}, {"cell_px": 20}, {"components": 0}, {"neighbours": 0}, {"harmonics": 0}, {"looks": -1}, {"rounds": -1},
+        {"net_px": 0}, {"turn_rad": 0.0}, {"jitter": -1.0},
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        dataclasses.replace(TINY, **wrong)
 
 
 def test_a_file_of_viewpoints_that_does_not_fit_is_made_again(tmp_path: Path) -> None:

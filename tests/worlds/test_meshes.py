@@ -227,6 +227,24 @@ def test_faces_without_area_are_dropped_and_what_holds_nothing_is_refused(tmp_pa
     assert len(read_mesh(path).faces) == 2
 
 
+@pytest.mark.parametrize("more", ["v 1e12 0 0\n", "v nan 0 0\n", "v 1e7 0 0\nf 1 5 5\n", "v 5e6 0 0\nv 1e7 0 0\nf 1 5 6\n"])
+def test_vertices_that_no_face_needs_do_not_count(tmp_path: Path, more: str) -> None:
+    text = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
+    (tmp_path / "a.obj").write_text(text)
+    (tmp_path / "b.off").write_text(as_off(text + more))
+    plain, other = read_mesh(tmp_path / "a.obj"), read_mesh(tmp_path / "b.off")
+    np.testing.assert_array_equal(other.points[other.faces], plain.points[plain.faces])
+    assert other.points.shape == (4, 3)
+
+
+def as_off(text: str) -> str:
+    """An OBJ of points and triangles as OFF, whose reader keeps what no face names."""
+    points = [line[2:] for line in text.splitlines() if line.startswith("v ")]
+    faces = [" ".join(str(int(n) - 1) for n in line[2:].split()) for line in text.splitlines() if line.startswith("f ")]
+    return "\n".join(["OFF", f"{len(points)} {len(faces)} 0", *points, *(f"3 {face}" for face in faces)]) + "\n"
+
+
+
 def test_materials_without_a_picture_give_their_colour(tmp_path: Path) -> None:
     corners = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\n"
     (tmp_path / "two.mtl").write_text("newmtl red\nKd 1 0 0.2\nnewmtl silent\n")

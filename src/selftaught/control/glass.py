@@ -36,7 +36,7 @@ from selftaught.control.glass_slow import looks, solid
 from selftaught.core.config import read_json, write_json
 from selftaught.core.errors import RunError
 from selftaught.measure.score import Score
-from selftaught.method import Actions, Method, Parsed, Parts, Picture, Played, Player, Progress, TrainConfig
+from selftaught.method import Actions, Method, Parsed, Parts, Picture, Played, Player, Progress, TrainConfig, ramp
 from selftaught.nets.video_blocks import Norm
 from selftaught.report.films import panels
 
@@ -237,6 +237,8 @@ class GLASS(Method):
             raise ValueError(f"slow_from must be less than warm_frac, got {c.slow_from} and {c.warm_frac}: looks are gathered in between")
         if (c.coding == "slow" or c.draws == "agent" or c.swap_frac) and (c.figure_px < 8 or c.figure_px % 8):
             raise ValueError(f"figure_px must be a multiple of 8, got {c.figure_px}")
+        if min(c.temperature) <= 0:
+            raise ValueError(f"temperature must be above 0 at both ends, got {c.temperature}")
         if c.gma_every < 1:
             raise ValueError(f"gma_every must be at least 1, got {c.gma_every}")
         if not 0 <= 2 * c.ground_reach_px < min(c.image_px, c.width_px):
@@ -290,11 +292,11 @@ class GLASS(Method):
         c = self.config
         if c.drawn:
             return c.drawn
-        return c.window_start + int(round((c.window - c.window_start) * _ramp(frac, *c.window_grows)))
+        return c.window_start + int(round((c.window - c.window_start) * ramp(frac, *c.window_grows)))
 
     def real_at(self, frac: float, frames: int) -> int:
         """Real frames that LMA is shown of a clip: all but the last at first, the first alone in the end."""
-        return max(1, int(round((frames - 1) + (2 - frames) * _ramp(frac, *self.config.real_frames))))
+        return max(1, int(round((frames - 1) + (2 - frames) * ramp(frac, *self.config.real_frames))))
 
     def teach_at(self, frac: float) -> float:
         """Weight of the first teacher."""
@@ -304,7 +306,7 @@ class GLASS(Method):
     def temperature_at(self, frac: float) -> float:
         """Gumbel-softmax temperature."""
         high, low = self.config.temperature
-        return high + (low - high) * _ramp(frac, self.config.warm_frac, 1.0)
+        return high + (low - high) * ramp(frac, self.config.warm_frac, 1.0)
 
     def loss(self, batch: Tensor, player: str, progress: Progress) -> tuple[Tensor, Parts]:
         c, frac = self.config, progress.frac
@@ -419,8 +421,3 @@ class GLASS(Method):
     def show(self, images: Tensor) -> dict[str, Picture]:
         """The talk's three panels: layers, global actions, local actions; `images` is (B, T, 3, H, W) in [0, 1]."""
         return panels(self, images)
-
-
-def _ramp(x: float, start: float, end: float) -> float:
-    """0 before `start`, 1 after `end`, linear between."""
-    return float(x >= start) if end <= start else min(max((x - start) / (end - start), 0.0), 1.0)

@@ -25,7 +25,7 @@ from selftaught.control.lapo_play import LAPOControls
 from selftaught.control.lapo_scores import lapo_scores
 from selftaught.core.draws import rand, randn
 from selftaught.measure.score import Score
-from selftaught.method import Actions, Method, Parsed, Parts, Picture, Played, Player, Progress, TrainConfig
+from selftaught.method import Actions, Method, Parsed, Parts, Picture, Played, Player, Progress, TrainConfig, ramp
 from selftaught.nets.phase_correlation import robust_match
 from selftaught.nets.quantiser import Quantised, Quantiser
 from selftaught.nets.video_blocks import Norm, from_px, shift_layer
@@ -157,14 +157,11 @@ class LAPO(Method):
 
     def real_at(self, frac: float) -> int:
         """Frames of a training clip that the forward model is shown: all but the last at first, the first alone in the end."""
-        start, end = self.config.real_frames
-        done = float(frac >= start) if end <= start else min(max((frac - start) / (end - start), 0.0), 1.0)
-        return max(1, int(round((self.config.window - 1) - (self.config.window - 2) * done)))
+        return max(1, int(round((self.config.window - 1) - (self.config.window - 2) * ramp(frac, *self.config.real_frames))))
 
     def quantised_at(self, frac: float) -> float:
         """Share of the actions that are quantised."""
-        start, end = self.config.warm_frac, self.config.quantised_frac
-        return float(frac >= start) if end <= start else min(max((frac - start) / (end - start), 0.0), 1.0)
+        return ramp(frac, self.config.warm_frac, self.config.quantised_frac)
 
     def seen(self, clips: Tensor) -> Seen:
         """Clips (B, T, 3, H, W) in [0, 1] as transitions; before the first frame there is that frame itself."""

@@ -142,6 +142,9 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems that cannot sync a folder (some network ones) say so with EINVAL
+            raise
     finally:
         os.close(handle)
 

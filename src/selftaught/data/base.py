@@ -7,11 +7,13 @@ and is for evaluation only.
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from selftaught.core.errors import DataError
 from selftaught.data import readers
 
 Raw = bytes | Path
+SAMPLED_FILES, SAMPLED_BYTES = 64, 4096
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,15 @@ class Source(ABC):
         """Return the file of picture `i` (bytes or path), None when the source holds pixels; raises BadFile."""
         return None
 
+    def size(self, i: int) -> tuple[int, int]:
+        """Height and width of picture `i` as its file says, decoding no more than that takes; raises BadFile."""
+        raw = self.raw(i)
+        if raw is None:
+            height, width = self.image(i).shape[:2]
+            return int(height), int(width)
+        header = readers.read_header(raw)
+        return header.height, header.width
+
     def resized(self, i: int, px: int) -> tuple[np.ndarray, tuple[int, int]]:
         """Return picture `i` stretched to uint8 (px, px, 3) and its original (H, W); raises BadFile."""
         found = self.resized_many([i], px)[0]
@@ -98,7 +110,7 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a hex digest of kind, relative names, sizes and modification times; file contents are not read."""
+        """Return a hex digest of kind, relative names, sizes and times, and for files of a little of their content (`sampled`)."""
 
 
 class Subset(Source):
@@ -122,6 +134,9 @@ class Subset(Source):
 
     def raw(self, i: int) -> Raw | None:
         return self.source.raw(self.indices[i])
+
+    def size(self, i: int) -> tuple[int, int]:
+        return self.source.size(self.indices[i])
 
     def resized_many(self, indices: Sequence[int], px: int) -> list[readers.Resized | readers.BadFile]:
         return self.source.resized_many([self.indices[i] for i in indices], px)
@@ -157,6 +172,10 @@ class OfficialSplits(Source):
         source, j = self._at[i]
         return source.raw(j)
 
+    def size(self, i: int) -> tuple[int, int]:
+        source, j = self._at[i]
+        return source.size(j)
+
     def fingerprint(self) -> str:
         return digest_of("splits", [f"{part}={source.fingerprint()}" for part, source in self.parts.items()])
 
@@ -180,6 +199,39 @@ def digest_of(kind: str, lines: Iterable[str]) -> str:
     for line in lines:
         state.update(b"\0" + line.encode("utf-8", "surrogateescape"))
     return state.hexdigest()
+
+
+def sampled(paths: Sequence[str | os.PathLike[str]]) -> str:
+    """Return a digest of the beginning, middle and end (4 KiB each) of at most 64 files, spread evenly over `paths`.
+
+    It is for fingerprints: names, sizes and times stay the same when a data set is made anew by tools that keep times, in formats whose
+    sizes do not depend on what is in them. A single file that is changed so among more than 64 is not noticed.
+    """
+    state = hashlib.sha256()
+    for k in sorted({round(k) for k in np.linspace(0, len(paths) - 1, min(len(paths), SAMPLED_FILES))}):
+        state.update(b"\0file")
+        try:
+            if not os.path.isfile(paths[k]):  # a pipe would never end
+                continue
+            with open(paths[k], "rb") as stream:
+                size = stream.seek(0, os.SEEK_END)
+                for place in (0, size // 2, max(size - SAMPLED_BYTES, 0)):
+                    stream.seek(place)
+                    state.update(stream.read(SAMPLED_BYTES))
+        except (OSError, ValueError):  # reading it later names the reason
+            continue
+    return state.hexdigest()
+
+
+def parts_of(source: Any) -> list[str]:
+    """train or test for each picture or clip of a source: as its official splits say, else by the hash of each key."""
+    parts = getattr(source, "parts", None)
+    if parts is not None:
+        return [part for part, one in parts.items() for _ in range(len(one))]
+    if source.part != "all":
+        return [source.part] * len(source)
+    in_train = set(split_indices(source.keys, "train"))
+    return ["train" if i in in_train else "test" for i in range(len(source))]
 
 
 def split_indices(keys: Sequence[str], split: str) -> list[int]:

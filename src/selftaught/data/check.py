@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from selftaught.data.base import OfficialSplits, Source, split_indices
+from selftaught.data.base import OfficialSplits, Source, parts_of
 from selftaught.data.cache import decoded_in_order
 from selftaught.data.readers import BadFile, read_header
 from selftaught.data.sources import open_data
@@ -115,7 +115,7 @@ def check(data: Any, report: Callable[[int, int], None] | None = None) -> Report
     source = open_data(data)
     found = Report(name=source.name, total=len(source), notes=list(source.notes))
     found.official = isinstance(source, OfficialSplits)
-    side = _sides(source)
+    side = parts_of(source)
     found.parts = dict(Counter(side))
     seen: dict[str, list[int]] = defaultdict(list)
     small = np.zeros((len(source), 16, 16, 3), np.uint8)
@@ -185,15 +185,6 @@ def near_groups(rows: Sequence[int], hashes: np.ndarray, small: np.ndarray) -> l
     for row in sorted(rows):
         groups[root(row)].append(row)
     return [group for group in groups.values() if len(group) > 1]
-
-
-def _sides(source: Source) -> list[str]:
-    if isinstance(source, OfficialSplits):
-        return [part for part, one in source.parts.items() for _ in range(len(one))]
-    if source.part != "all":
-        return [source.part] * len(source)
-    in_train = set(split_indices(source.keys, "train"))
-    return ["train" if i in in_train else "test" for i in range(len(source))]
 
 
 def _look_at_files(source: Source, found: Report) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from selftaught.data.base import split_indices
+from selftaught.data.base import parts_of
 from selftaught.data.check import counts_text, listed
 from selftaught.data.clip_cache import clips_in_order
 from selftaught.data.clip_reader import LIMITS, ClipInfo, Limits, Want
-from selftaught.data.clips import ClipSource, ClipSplits, open_clips
+from selftaught.data.clips import ClipSplits, open_clips
 from selftaught.data.readers import BadFile
 
 THUMB = Want(36, 48)
@@ -83,7 +83,7 @@ def check_clips(data: Any, report: Callable[[int, int], None] | None = None, lim
     """Read every clip of `data` once and return what was found; raises DataError when nothing is there."""
     source = open_clips(data)
     found = ClipReport(source.name, len(source), official=isinstance(source, ClipSplits), notes=list(source.notes))
-    side = _sides(source)
+    side = parts_of(source)
     found.parts = dict(Counter(side))
     seen: dict[str, list[int]] = defaultdict(list)
     infos: list[ClipInfo] = []
@@ -127,12 +127,3 @@ def _count(infos: list[ClipInfo], found: ClipReport) -> None:
     found.codecs = dict(Counter(info.codec or "pictures or arrays" for info in infos).most_common())
     found.sizes = dict(Counter(f"{info.width}x{info.height}" for info in infos).most_common(8))
     found.rates = dict(Counter(f"{info.fps:.3g}" if info.fps else "not known" for info in infos).most_common(8))
-
-
-def _sides(source: ClipSource) -> list[str]:
-    if isinstance(source, ClipSplits):
-        return [part for part, one in source.parts.items() for _ in range(len(one))]
-    if source.part != "all":
-        return [source.part] * len(source)
-    in_train = set(split_indices(source.keys, "train"))
-    return ["train" if i in in_train else "test" for i in range(len(source))]

@@ -32,6 +32,10 @@ class FrameSource(Source):
     def image(self, i: int) -> np.ndarray:
         return self._frame(i, Want())[0]
 
+    def size(self, i: int) -> tuple[int, int]:
+        with self._lock:
+            return self.clips.size(i // self.per_clip, self._decoder)
+
     def resized(self, i: int, px: int) -> tuple[np.ndarray, tuple[int, int]]:
         frame, info = self._frame(i, Want(px, px))
         return frame, (info.height, info.width)

@@ -21,13 +21,13 @@ import numpy as np
 from selftaught.core.errors import DataError
 from selftaught.data import readers, tar_index
 from selftaught.data.archives import remote, tar_members, tar_state
-from selftaught.data.base import digest_of, printable, split_indices, unique_keys
+from selftaught.data.base import digest_of, printable, sampled, split_indices, unique_keys
 from selftaught.data.clip_decoding import fit
 from selftaught.data.clip_reader import MAX_CLIP_BYTES, MAX_SENT_BYTES, WHOLE, ClipInfo, Decoder, Place, Want, have_av
 from selftaught.data.npy import read_arrays
 from selftaught.data.readers import MAX_FILE_BYTES, BadFile
 from selftaught.data.rendered import is_rendered
-from selftaught.data.sources import PARTS, SPLITS, expand, shards
+from selftaught.data.sources import PARTS, SPLITS, expand, shards, split_names
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
 FRAME_SUFFIXES = tuple(suffix for suffix in readers.SUFFIXES if suffix != ".gif")
@@ -51,9 +51,14 @@ class ClipSource(ABC):
     def read(self, i: int, want: Want, decoder: Decoder) -> tuple[np.ndarray, ClipInfo]:
         """Return clip `i` as uint8 (T, H, W, 3) and what is known of its file; raises BadFile."""
 
+    def size(self, i: int, decoder: Decoder) -> tuple[int, int]:
+        """Height and width of the frames of clip `i`, decoding no more than that takes; raises BadFile."""
+        info = self.read(i, WHOLE, decoder)[1]
+        return info.height, info.width
+
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a hex digest of kind, relative names, sizes and times; contents of files are not read."""
+        """Return a hex digest of kind, relative names, sizes and times, and of a little of what the files hold."""
 
     def label(self, i: int) -> str | None:
         """Return the folder of clip `i` when every clip lies one level down and two folders or more hold several; for
@@ -81,6 +86,9 @@ class ClipSubset(ClipSource):
     def read(self, i: int, want: Want, decoder: Decoder) -> tuple[np.ndarray, ClipInfo]:
         return self.source.read(self.indices[i], want, decoder)
 
+    def size(self, i: int, decoder: Decoder) -> tuple[int, int]:
+        return self.source.size(self.indices[i], decoder)
+
     def fingerprint(self) -> str:
         return digest_of("clip subset", [self.source.fingerprint(), *map(str, self.indices)])
 
@@ -103,6 +111,10 @@ class ClipSplits(ClipSource):
     def read(self, i: int, want: Want, decoder: Decoder) -> tuple[np.ndarray, ClipInfo]:
         source, j = self._at[i]
         return source.read(j, want, decoder)
+
+    def size(self, i: int, decoder: Decoder) -> tuple[int, int]:
+        source, j = self._at[i]
+        return source.size(j, decoder)
 
     def fingerprint(self) -> str:
         return digest_of("clip splits", [f"{part}={source.fingerprint()}" for part, source in self.parts.items()])
@@ -143,8 +155,19 @@ class FileClips(ClipSource):
             place = Place(data=_fetch(place))
         return decoder.read(place, want)
 
+    def size(self, i: int, decoder: Decoder) -> tuple[int, int]:
+        place = self._places[i][0]
+        if len(self._places[i]) > 1:
+            header = readers.read_header(_bytes_or_path(place))
+            return header.height, header.width
+        if place.path.endswith(".npy") or "://" in place.path:
+            return super().size(i, decoder)
+        info = decoder.read(place, WHOLE, [0])[1]
+        return info.height, info.width
+
     def fingerprint(self) -> str:
-        return digest_of("clip files", self._states)
+        local = [places[0].path for places in self._places if places[0].size < 0]  # not parts of tars
+        return digest_of("clip files", [sampled(local), *self._states])
 
 
 class ArrayClips(ClipSource):
@@ -303,8 +326,8 @@ def _open_folder(root: Path) -> ClipSource:
     train, test = (shards(tars, PARTS[part]) for part in ("train", "test"))
     if train and test:
         return ClipSplits(name, {"train": _tars([str(root / n) for n in train]), "test": _tars([str(root / n) for n in test])})
-    named = {p: next((n for n in names if n in entries and entries[n].is_dir()), "") for p, names in PARTS.items()}
-    if all(named.values()):
+    named = split_names(n for n in entries if entries[n].is_dir())
+    if named:
         return ClipSplits(name, {part: _walked(root / folder) for part, folder in named.items()})
     found = _walked(root, empty=bool(tars))
     return found if len(found) else _tars([str(root / n) for n in tars], name)

@@ -26,6 +26,7 @@ from selftaught.data.base import (
     Truth,
     digest_of,
     printable,
+    sampled,
     split_indices,
     unique_keys,
 )
@@ -101,7 +102,8 @@ class FolderSource(Source):
         return Truth(mask=mask, label=folder) if self.has_labels else Truth(mask=mask, source_id=folder)
 
     def fingerprint(self) -> str:
-        return digest_of("folder", [f"{name}|{self._states[name]}" for name in self._names])
+        content = sampled([self.root / name for name in self._names])
+        return digest_of("folder", [content, *(f"{name}|{self._states[name]}" for name in self._names)])
 
     def _walk(self, root: Path) -> Iterator[tuple[str, str]]:
         """Yield (relative name, size and time) of every file; links to folders are followed, each folder once."""
@@ -180,7 +182,8 @@ class ListSource(Source):
         return self.paths[i]
 
     def fingerprint(self) -> str:
-        return digest_of("list", [f"{n}|{_stat_text(p)}" for n, p in zip(self._names, self.paths, strict=True)])
+        states = [f"{n}|{_stat_text(p)}" for n, p in zip(self._names, self.paths, strict=True)]
+        return digest_of("list", [sampled(self.paths), *states])
 
 
 def open_data(data: Any, split: str = "all") -> Source:
@@ -312,8 +315,8 @@ def _open_folder(root: Path) -> Source:
         parts: dict[str, Source] = {"train": TarSource([root / n for n in train])}
         return OfficialSplits(name, {**parts, "test": TarSource([root / n for n in test])})
     for ending, kind in ((".npz", NpzSource), ("", FolderSource)):
-        named = {p: next((n + ending for n in names if n + ending in entries), "") for p, names in PARTS.items()}
-        if all(named.values()) and (ending or all(entries[n].is_dir() for n in named.values())):
+        named = split_names(entries, ending)
+        if named and (ending or all(entries[n].is_dir() for n in named.values())):
             return OfficialSplits(name, {part: kind(root / file) for part, file in named.items()})
     npz = sorted(n for n in entries if n.endswith(".npz"))
     loose = _holds_pictures(entries)
@@ -387,10 +390,17 @@ def _open_sample(text: str, split: str) -> Source:
     return open_sample(name, count, split)
 
 
+def split_names(names: Iterable[str], ending: str = "") -> dict[str, str]:
+    """Which of the names in a folder are its train and its test part, in capitals or not; empty unless both are there."""
+    lower = {name.lower(): name for name in sorted(names)}  # where both are there, `train` comes after `Train` and is taken
+    found = {part: next((lower[w + ending] for w in words if w + ending in lower), "") for part, words in PARTS.items()}
+    return found if all(found.values()) else {}
+
+
 def shards(tars: Sequence[str], names: Sequence[str]) -> list[str]:
     """Return the tars of one part: `train.tar`, or numbered ones such as `train-000012.tar`."""
     for name in names:
-        found = [tar for tar in tars if re.fullmatch(rf"{name}([-_.]?\d+)*\.tar", tar)]
+        found = [tar for tar in tars if re.fullmatch(rf"{name}([-_.]?\d+)*\.tar", tar, re.IGNORECASE)]
         if found:
             return found
     return []

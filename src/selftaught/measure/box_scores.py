@@ -11,30 +11,15 @@ from torch import Tensor
 
 from selftaught.measure.box_rules import BoxRule, FoundBoxes, boxes_of
 from selftaught.measure.boxes import average_precision, corloc, instance_boxes, instance_masks, mask_to_box
-from selftaught.measure.mask_scores import MAX_PICTURES
+from selftaught.measure.mask_scores import by_shape, masked_pictures
 from selftaught.measure.score import Score, score_of
 
 if TYPE_CHECKING:
     from selftaught.method import Detects, EvalData, FindsObjects
 
 
-def by_shape(
-    pictures: Sequence[np.ndarray[Any, Any]], ask: Callable[[Tensor], Sequence[Any]], batch_size: int = 64
-) -> list[Any]:
-    """What `ask` answers for each of (H, W, 3) uint8 pictures of any sizes; pictures of one size share a batch.
-
-    `ask` takes (B, 3, H, W) in [0, 1] and returns B answers.
-    """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, picture in enumerate(pictures):
-        groups.setdefault(picture.shape, []).append(i)
-    found: dict[int, Any] = {}
-    for same in groups.values():
-        for start in range(0, len(same), batch_size):
-            part = same[start : start + batch_size]
-            stack = torch.from_numpy(np.stack([pictures[i] for i in part])).permute(0, 3, 1, 2).float() / 255
-            found |= dict(zip(part, ask(stack), strict=True))
-    return [found[i] for i in range(len(pictures))]
+OBJECTS_PX = 8_000_000
+"""Pixels of the pictures whose objects are asked for at once: there are tens of masks of each picture's size."""
 
 
 @torch.no_grad()
@@ -58,7 +43,7 @@ def objects_all(
         masks, scores = (x.cpu().numpy() for x in method.objects(images))
         return [(m[s > 0], s[s > 0].astype(np.float64)) for m, s in zip(masks, scores, strict=True)]
 
-    return by_shape(pictures, ask, batch_size)
+    return by_shape(pictures, ask, batch_size, OBJECTS_PX)
 
 
 def boxes_of_masks(masks: Sequence[np.ndarray[Any, Any]], rule: BoxRule) -> list[FoundBoxes]:
@@ -93,19 +78,6 @@ def box_scores(
             "all boxes, class-agnostic; no interval",
         )  # fmt: skip
     return {name: score for name, score in scores.items() if np.isfinite(score.value)}
-
-
-def masked_pictures(
-    data: EvalData,
-) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]]]:
-    """The test pictures (H, W, 3) that have a map of objects, at most MAX_PICTURES spread over the set, and these maps (H, W)."""
-    test = data.test
-    masked = [i for i in range(len(test)) if test.mask(i) is not None] if test.has_masks else []
-    if not masked:
-        data.notes.append("no masks were found, so objects could not be scored")
-        return [], []
-    chosen = [masked[k] for k in np.linspace(0, len(masked) - 1, min(len(masked), MAX_PICTURES)).astype(int)]
-    return [test.image(i) for i in chosen], [np.asarray(test.mask(i)) for i in chosen]
 
 
 def detection_scores(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from selftaught.measure.baselines import mask_baselines
 from selftaught.measure.boxes import average_precision, corloc, instance_boxes, largest_component_box
@@ -22,22 +23,32 @@ MAX_PICTURES = 1024
 Masks = Sequence["np.ndarray[Any, Any]"]
 
 
+def by_shape(
+    pictures: Sequence[np.ndarray[Any, Any]], ask: Callable[[Tensor], Sequence[Any]], batch_size: int = 64, most_px: int = 0
+) -> list[Any]:
+    """What `ask` answers for each of (H, W, 3) uint8 pictures of any sizes; pictures of one size share a batch.
+
+    `ask` takes (B, 3, H, W) in [0, 1] and returns B answers. Batches have at most `most_px` pixels, or one picture; 0 for any number.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, picture in enumerate(pictures):
+        groups.setdefault(picture.shape, []).append(i)
+    found: dict[int, Any] = {}
+    for shape, same in groups.items():
+        size = batch_size if most_px == 0 else max(1, min(batch_size, most_px // (shape[0] * shape[1])))
+        for start in range(0, len(same), size):
+            part = same[start : start + size]
+            stack = torch.from_numpy(np.stack([pictures[i] for i in part])).permute(0, 3, 1, 2).float() / 255
+            found |= dict(zip(part, ask(stack), strict=True))
+    return [found[i] for i in range(len(pictures))]
+
+
 @torch.no_grad()
 def segment_all(
     method: Segments, pictures: Sequence[np.ndarray[Any, Any]], batch_size: int = 64
 ) -> list[np.ndarray[Any, Any]]:
     """Soft masks (H, W) float32 in [0, 1] of (H, W, 3) uint8 pictures of any sizes; pictures of one size share a batch."""
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for i, picture in enumerate(pictures):
-        by_shape.setdefault(picture.shape, []).append(i)
-    found: dict[int, np.ndarray[Any, Any]] = {}
-    for same in by_shape.values():
-        for start in range(0, len(same), batch_size):
-            part = same[start : start + batch_size]
-            stack = torch.from_numpy(np.stack([pictures[i] for i in part])).permute(0, 3, 1, 2).float() / 255
-            for i, mask in zip(part, method.segment(stack), strict=True):
-                found[i] = mask.float().cpu().numpy()
-    return [found[i] for i in range(len(pictures))]
+    return by_shape(pictures, lambda images: [mask.float().cpu().numpy() for mask in method.segment(images)], batch_size)
 
 
 def mask_scores(predictions: Masks, truths: Masks, baselines: Mapping[str, Masks]) -> dict[str, Score]:
@@ -88,15 +99,24 @@ def _mean(values: np.ndarray[Any, Any]) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def segmentation_scores(method: Segments, data: EvalData, others: Mapping[str, Segments]) -> dict[str, Score]:
-    """Segment the test pictures that have masks, at their own size, and score them; `others` are baselines that segment too."""
-    masked = [i for i in range(len(data.test)) if data.test.mask(i) is not None] if data.test.has_masks else []
+def masked_pictures(
+    data: EvalData,
+) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]]]:
+    """The test pictures (H, W, 3) that have a map of objects, at most MAX_PICTURES spread over the set, and these maps (H, W)."""
+    test = data.test
+    masked = [i for i in range(len(test)) if test.mask(i) is not None] if test.has_masks else []
     if not masked:
         data.notes.append("no masks were found, so objects could not be scored")
+        return [], []
+    chosen = [masked[k] for k in np.linspace(0, len(masked) - 1, min(len(masked), MAX_PICTURES)).astype(int)]
+    return [test.image(i) for i in chosen], [np.asarray(test.mask(i)) for i in chosen]
+
+
+def segmentation_scores(method: Segments, data: EvalData, others: Mapping[str, Segments]) -> dict[str, Score]:
+    """Segment the test pictures that have masks, at their own size, and score them; `others` are baselines that segment too."""
+    pictures, truths = masked_pictures(data)
+    if not pictures:
         return {}
-    indices = [masked[k] for k in np.linspace(0, len(masked) - 1, min(len(masked), MAX_PICTURES)).astype(int)]
-    pictures = [data.test.image(i) for i in indices]
-    truths = [np.asarray(data.test.mask(i)) for i in indices]
     baselines: dict[str, Masks] = dict(mask_baselines(pictures))
     for name, other in others.items():
         baselines[name] = segment_all(other, pictures)

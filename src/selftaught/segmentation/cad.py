@@ -26,7 +26,8 @@ from selftaught.core import draws
 from selftaught.core.errors import ConfigError
 from selftaught.data.augment import color_jitter, crop_resize, hflip, random_resized_crop_params
 from selftaught.measure.box_rules import FoundBoxes
-from selftaught.measure.box_scores import by_shape, detect_all, detection_scores
+from selftaught.measure.box_scores import detect_all, detection_scores
+from selftaught.measure.mask_scores import by_shape
 from selftaught.measure.score import Score
 from selftaught.method import Detections, EvalData, Method, Parts, Picture, Player, Progress, TrainConfig
 from selftaught.nets.dense_detector import DenseHead, best_boxes, dense_loss, targets_of
@@ -193,7 +194,8 @@ class Cad(Method):
         if self.config.detector == "faster-rcnn":
             return self.rcnn_loss(images, boxes)
         scores, found = self.net(self.features(images), images)
-        places = self.net.places(images.shape[-2] // 4, images.shape[-1] // 4, images.device)  # type: ignore[operator]
+        height, width = (-(-side // DenseHead.stride) for side in images.shape[-2:])  # two convolutions that round up
+        places = self.net.places(height, width, images.device)  # type: ignore[operator]
         targets = targets_of(places, boxes, DenseHead.stride)
         drop = DROP_IOU if self.config.drop_loss else -1.0
         about_scores, about_boxes, iou = dense_loss(scores, found, boxes, targets, drop)

@@ -7,7 +7,7 @@ queries attend to the tokens of an encoder, each gives a mask and a score; all l
 rank (eq. 5).
 Size `small` takes another teacher (`teacher=border`): what stands out from the picture's rim in learned features and in
 colour (`border.py`); small backbones trained for minutes make graphs that are too noisy to cut.
-Differs: one self-trained backbone read at two depths instead of three pretrained ones; shallow convolutions on the pixels sharpen the
+Differs: one self-trained backbone instead of three pretrained ones; shallow convolutions on the pixels sharpen the
 mask; in the later part of the training the moving average of the network itself corrects the pseudo-masks (as FOUND, CVPR 2023, does
 with its own binarised masks). The official ranking loss reads as if it had the sign reversed; here a better mask means a higher score.
 Cost: stage 1 reads every picture once; stage 2, with the encoder frozen at `small`, is a few minutes on two CPU cores at `small`.

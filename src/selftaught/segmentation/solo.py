@@ -50,6 +50,8 @@ VISIBLE_FRAC = 0.25
 """A pseudo-mask of which a crop shows less is left out of that crop."""
 STRIDE = 4
 """Pixels of the picture per pixel of a mask."""
+AT_ONCE = 2**26
+"""Values of candidate masks that are held at once, 256 MB for each of a few tensors: more pictures are answered in parts."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,10 @@ class SoloConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         counts = (self.width, self.mask_width, self.kernels, self.max_masks, self.candidates, self.max_objects, *self.grids)
-        if not self.grids or min(counts) < 1 or self.depth < 0:
-            raise ValueError("there must be a grid; grids, widths, kernels and counts must be at least 1, depth at least 0")
+        if not self.grids or min(counts) < 1 or self.width < 2 or self.depth < 0:
+            raise ValueError("there must be a grid; grids, kernels and counts must be at least 1, width at least 2, depth at least 0")
+        if self.jitter > 1 or not 0 < self.crop_min <= 1:
+            raise ValueError(f"jitter must be at most 1 and crop_min in (0, 1], got {self.jitter} and {self.crop_min}")
         if not len(self.grids) == len(self.smallest) == len(self.largest):
             raise ValueError("grids, smallest and largest must have one number per grid")
         shares = (self.min_score, self.min_area, self.score_min, self.update_min, self.shown_min, self.pair_from, self.pair_warmup_frac)
@@ -276,6 +280,10 @@ class Solo(Method):
         """Soft masks (B, K, S/4, S/4) and scores (B, K) of pictures (B, 3, H, W), resized to the square, the best first."""
         c = self.config
         side = (c.image_px, c.image_px)
+        at_once = max(1, AT_ONCE // (c.candidates * self.side**2))
+        if len(images) > at_once:
+            parts = [self.answer(part) for part in images.split(at_once)]
+            return torch.cat([soft for soft, _ in parts]), torch.cat([scores for _, scores in parts])
         if tuple(images.shape[-2:]) != side:
             images = nn.functional.interpolate(images, side, mode="bilinear", antialias=True)
         was_training, square = self.net.training, images.clamp(0, 1)

@@ -96,23 +96,26 @@ def pseudo_mask_file(
 ) -> np.ndarray[Any, Any]:
     """The pseudo-masks of all cached pictures, from `path` when it is there and fits, made and written otherwise.
 
-    `make` turns (B, 3, S, S) pictures in [0, 1] into (B, h, w) masks in [0, 1]. Returns (N, h, w) uint8, 0 to 255.
+    `make` turns (B, 3, S, S) pictures in [0, 1] into (B, h, w) masks in [0, 1]. Returns (N, h, w) uint8, 0 to 255, read from the disk
+    as they are needed.
     """
     if path.exists():
         try:
-            kept: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
+            kept: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError):  # damaged, or another kind of file
             kept = np.zeros(0)
         if kept.ndim == 3 and len(kept) == len(images) and kept.dtype == np.uint8:
             return kept
         say(f"{path.name} does not fit the pictures; it is made again")
-    parts = []
-    for start in range(0, len(images), batch_size):
-        batch = images.batch(np.arange(start, min(start + batch_size, len(images)))).float() / 255
-        parts.append((make(batch) * 255).round().to(torch.uint8).numpy())
-        if (start // batch_size) % 16 == 15:
-            say(f"pseudo-masks of {start + len(batch)} of {len(images)} pictures")
-    masks = np.concatenate(parts)
-    with replacing(path) as temp:
-        np.save(temp, masks)
-    return masks
+    with replacing(path) as temp, open(temp, "wb") as file:
+        for start in range(0, len(images), batch_size):
+            batch = images.batch(np.arange(start, min(start + batch_size, len(images)))).float() / 255
+            masks = (make(batch) * 255).round().to(torch.uint8).cpu().numpy()
+            if not start:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), *masks.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+            file.write(masks.tobytes())
+            if (start // batch_size) % 16 == 15:
+                say(f"pseudo-masks of {start + len(batch)} of {len(images)} pictures")
+    made: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return made

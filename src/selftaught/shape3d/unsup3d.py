@@ -78,6 +78,17 @@ class Unsup3DConfig(TrainConfig):
     """Share of the pictures' side that is looked at, around the middle: objects must fill what is seen. Networks see `crop_frac` times
     `image_px` pixels, a power of two."""
 
+    def __post_init__(self) -> None:
+        near, far = self.depth_range
+        if min(self.width, self.regressor_width) < 4 or self.code < 1 or self.convolutions < 0:
+            raise ValueError("width and regressor_width must be at least 4, code at least 1, convolutions at least 0")
+        if self.depth_px < 4 or self.depth_px & (self.depth_px - 1):
+            raise ValueError(f"depth_px must be a power of two, from 4 on, got {self.depth_px}")
+        if not (0 < self.fov_rad < math.pi and 0 < near < far and self.border_depth > 0):
+            raise ValueError("fov_rad must be between 0 and pi, depth_range two rising depths above 0, border_depth above 0")
+        if self.sigma_min <= 0 or min(self.turn_rad, self.shift) < 0:
+            raise ValueError("sigma_min must be above 0, turn_rad and shift at least 0")
+
 
 class Explanation(NamedTuple):
     """What one picture was explained by; S is the side that the method works at."""

@@ -65,6 +65,14 @@ class ViewpointConfig(TrainConfig):
     jitter: float = 0.3
     """Strength of the change of colours while the network learns."""
 
+    def __post_init__(self) -> None:
+        if self.cell_px < 1 or self.image_px < 2 * self.cell_px:
+            raise ValueError(f"pictures must be at least two cells wide, got {self.image_px} px and cells of {self.cell_px}")
+        if min(self.components, self.neighbours, self.harmonics) < 1 or min(self.looks, self.rounds) < 0 or self.net_px < 8:
+            raise ValueError("components, neighbours and harmonics must be at least 1, looks and rounds at least 0, net_px at least 8")
+        if not 0 < self.turn_rad < math.pi / 2 or min(self.shift_frac, self.jitter) < 0:
+            raise ValueError("turn_rad must be above 0 and below pi / 2, shift_frac and jitter at least 0")
+
 
 def network(width: int) -> nn.Sequential:
     """(B, 3, S, S) with S a multiple of 16 to (B, 2), cosine and sine times any length."""

@@ -127,6 +127,8 @@ def _check(points: Tensor, topology: Topology, camera: Camera, height: int, widt
             do="look at what made the points; a training that diverged gives such values",
         )
     batch = len(points)
+    if not batch:
+        raise ConfigError("There are no meshes.", expected="points (B, V, 3) with B from 1 on")
     if len(camera.rotation) not in (1, batch):
         raise ConfigError(f"There are {len(camera.rotation)} cameras.", expected=f"1 or {batch}, one for each mesh")
     camera = camera.to(points)

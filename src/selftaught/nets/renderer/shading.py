@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from selftaught.core.errors import ConfigError
+from selftaught.core.errors import ConfigError, NumericError
 from selftaught.nets.renderer.meshes import unit
 
 _LIGHT = ((3,), (), ())
+_BEYOND = 0.01
+"""How far outside of [0, 1] a weight may be computed; pixel centres lie inside of their faces."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,19 @@ def seen_pixels(face: Tensor, like: Tensor) -> Seen:
 def weights(corners: Tensor, inverse_depth: Tensor | None, centre: Tensor) -> Tensor:
     """Barycentric weights (3, N) of pixel centres (2, N) in faces with corners (2, 3, N) on the screen; their sum is 1.
 
+    Where they cannot be told, in slivers of about the size of rounding errors, they are 1/3 each, without a gradient.
+
     inverse_depth (3, N): perspective-correct, w_k ~ a_k / depth_k with a_k the area opposite of corner k. None: affine.
     """
     (x0, x1, x2), (y0, y1, y2) = corners - centre[:, None]
     areas = torch.stack([x1 * y2 - x2 * y1, x2 * y0 - x0 * y2, x0 * y1 - x1 * y0])
     if inverse_depth is not None:
         areas = areas * inverse_depth
-    return areas / areas.sum(0)
+    total = areas.sum(0)
+    with torch.no_grad():  # of slivers rounding leaves nothing, not even the sign; a comparison with NaN is false
+        share = areas / total
+        sound = ((share > -_BEYOND) & (share < 1 + _BEYOND)).all(0)
+    return torch.where(sound, areas / torch.where(sound, total, 1), 1 / 3)
 
 
 def mix(found: Tensor, rows: Tensor) -> Tensor:
@@ -117,6 +125,8 @@ def check_texture(texture: Tensor, uv: Tensor | None, batch: int, uv_count: int)
         )
     if uv.dim() not in (2, 3) or uv.shape[-1] != 2 or (uv.dim() == 3 and uv.shape[0] not in (1, batch)):
         raise ConfigError(f"uv have shape {tuple(uv.shape)}.", expected=f"(U, 2) or ({batch}, U, 2)")
+    if not bool(uv.detach().isfinite().all()):  # torch dies of them while it computes gradients
+        raise NumericError("Texture coordinates are NaN or infinite.", do="look at what made them")
     if uv.shape[-2] <= uv_count:
         raise ConfigError(f"There are {uv.shape[-2]} uv.", expected=f"at least {uv_count + 1}, as the faces name them")
     return texture.expand(batch, -1, -1, -1)

@@ -85,12 +85,20 @@ def read_mesh(path: Path) -> Solid:
 
 
 def _framed(points: np.ndarray, faces: np.ndarray, colours: np.ndarray) -> Solid:
-    if not np.isfinite(points).all():
-        raise DataError(f"{int((~np.isfinite(points)).any(1).sum())} of its vertices are NaN or infinite")
     if faces.min() < 0 or faces.max() >= len(points):
         raise DataError("its faces name vertices that are not there")
-    used = np.unique(faces)
-    low, high = points[used].min(0), points[used].max(0)
+    with np.errstate(all="ignore"):  # what is not finite is looked for below
+        sides = points[faces] - points[np.roll(faces, 1, 1)]
+        twice = np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=1)
+        faces = faces[~(twice <= 1e-12 * (sides**2).sum(2).max(1))]
+    if not len(faces):
+        raise DataError("all of its faces have area 0")
+    # What no face needs may lie anywhere, and would say where the middle and how large the object is.
+    used, which = np.unique(faces, return_inverse=True)
+    points, colours, faces = points[used], colours[used], which.reshape(faces.shape)
+    if not np.isfinite(points).all():
+        raise DataError(f"{int((~np.isfinite(points)).any(1).sum())} of its vertices are NaN or infinite")
+    low, high = points.min(0), points.max(0)
     if not np.isfinite(high - low).all() or float((high - low).max()) < 1e-12:
         raise DataError("it has no size")
     points = (points - (low + high) / 2) / (high - low).max()

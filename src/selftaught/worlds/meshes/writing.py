@@ -20,7 +20,7 @@ from selftaught.core.errors import DataError
 from selftaught.data.evalset import EvalSet
 from selftaught.data.rendered import KIND, RenderedSource, pack_depth, pack_normals
 from selftaught.worlds.meshes.files import MeshFiles
-from selftaught.worlds.meshes.scenes import Drawn, Recipe, Scene, checked, draw, recipe_of, scene, solid_of
+from selftaught.worlds.meshes.scenes import Recipe, Scene, checked, draw, recipe_of, scene, solid_of
 from selftaught.worlds.meshes.solids import Solid
 
 MAX_PICTURES = 1_000_000
@@ -60,7 +60,7 @@ def make(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is not empty.", do="give the name of a new folder")
     scenes = [scene(recipe, seed, i) for i in range(pictures)]
-    tests: list[Drawn] = []
+    tests: list[dict[str, np.ndarray]] = []
     for start in range(0, pictures, _BATCH):
         some = scenes[start : start + _BATCH]
         drawn = draw(recipe, some, files)
@@ -68,7 +68,7 @@ def make(
             with replacing(folder / f"{key_of(one, start + k)}.png", durable=False) as path:
                 Image.fromarray(drawn.images[k]).save(path, "PNG")
         kept = [k for k, one in enumerate(some) if one.part == "test"]
-        tests.append(Drawn(*(getattr(drawn, field.name)[kept] for field in dataclasses.fields(Drawn))))
+        tests.append({"masks": drawn.masks[kept], "depth": drawn.depth[kept], "normals": pack_normals(drawn.normals[kept])})
         if report is not None:
             report(min(start + _BATCH, pictures), pictures)
     _write_truth(folder / "truth.npz", recipe, scenes, tests, files)
@@ -123,14 +123,12 @@ def solids_of(test: EvalSet, rows: Iterable[int]) -> list[Solid] | None:
     return [solid_of(made.recipe, dataclasses.replace(one, object=int(test.truth(i).object_id or 0))) for i in rows]
 
 
-def _write_truth(path: Path, recipe: Recipe, scenes: list[Scene], tests: list[Drawn], files: MeshFiles | None) -> None:
+def _write_truth(path: Path, recipe: Recipe, scenes: list[Scene], tests: list[dict[str, np.ndarray]], files: MeshFiles | None) -> None:
     """Write arrays that need nothing of this library to be read: numpy.load."""
     from selftaught.nets.renderer import rotation_from_angles
 
     angles = np.array([[one.azimuth_rad, one.elevation_rad, one.roll_rad] for one in scenes])
-    joined: dict[str, Any] = {
-        field.name: np.concatenate([getattr(part, field.name) for part in tests]) for field in dataclasses.fields(Drawn)
-    }
+    joined = {name: np.concatenate([part[name] for part in tests]) for name in tests[0]}
     depth, depth_range = pack_depth(joined["depth"])
     names = [str(files.paths[one.object].relative_to(files.folder)) if files else str(one.object) for one in scenes]
     import torch
@@ -144,7 +142,7 @@ def _write_truth(path: Path, recipe: Recipe, scenes: list[Scene], tests: list[Dr
         "ground": np.array([f"{kind}:{number}" for kind, number in (one.ground for one in scenes)]),
         "fov_rad": np.array(recipe.fov_rad),
         "test_key": np.array([key_of(one, i) for i, one in enumerate(scenes) if one.part == "test"], np.str_),
-        "mask": joined["masks"], "depth": depth, "depth_range": depth_range, "normals": pack_normals(joined["normals"]),
+        "mask": joined["masks"], "depth": depth, "depth_range": depth_range, "normals": joined["normals"],
     }  # fmt: skip
     with replacing(path) as temp:
         np.savez_compressed(temp, **arrays)  # type: ignore[arg-type]
