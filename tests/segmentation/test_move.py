@@ -333,6 +333,21 @@ def test_seams_alone_count(needs: dict[str, Any], tmp_path: Path) -> None:
         Move(replace(TINY, discriminator="features", seams_only=True), needs)
 
 
+@pytest.mark.parametrize("wrong", [{"crop_min": 0.0}, {"gate": 1.5}, {"shift_frac": -0.1}, {"least_area": 2.0}, {"ema": 1.0},
+                                   {"most_weight": -1.0}, {"disc_width": 0}], ids=str)  # fmt: skip
+def test_settings_that_cannot_be_meant_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong)).split("_")[-1]):
+        replace(TINY, **wrong)
+
+
+def test_features_and_discriminators_that_do_not_fit_are_refused_before_the_first_step(needs: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="discriminator=pixels needs pictures of 16 px, got 12"):
+        Move(replace(TINY, discriminator="pixels", disc_px=12), needs)
+    convolutional = {**needs, "features": learned("simclr")}
+    with pytest.raises(ConfigError, match="layer=penultimate"):
+        made(convolutional, tmp_path, layer="penultimate")
+
+
 def test_how_often_the_discriminator_is_right_is_averaged(needs: dict[str, Any], tmp_path: Path) -> None:
     method, batch = made(needs, tmp_path)
     _, parts = method.loss(batch, "discriminator", BEGIN)

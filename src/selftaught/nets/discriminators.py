@@ -89,6 +89,8 @@ class PixelDiscriminator(nn.Module):
     Widths are `width` times 1, 2, 4, 4; every logit sees 46 pixels.
     """
 
+    LEAST_PX = 16
+
     def __init__(self, width: int):
         super().__init__()
         widths = [3, width, 2 * width, 4 * width, 4 * width]

@@ -134,6 +134,18 @@ class MoveConfig(TrainConfig):
     """What the answers go through: nothing, or the bilateral solver, which follows the colours of the picture."""
 
 
+    def __post_init__(self) -> None:
+        shares = (self.gate, self.least_area, self.most_area, self.binary_ramp_frac, self.init_frac, self.object_from)
+        if not all(0 <= share <= 1 for share in shares):
+            raise ValueError("gate, least_area, most_area, binary_ramp_frac, init_frac and object_from must be from 0 to 1")
+        if not (0 < self.crop_min <= 1 and 0 <= self.shift_frac < 1 and 0 <= self.ema < 1):
+            raise ValueError("crop_min must be above 0 and at most 1, shift_frac and ema at least 0 and below 1")
+        if min(self.adversarial_weight, self.least_weight, self.most_weight, self.binary_weight, self.anchor_weight, self.jitter) < 0:
+            raise ValueError("weights and jitter must be at least 0")
+        if min(self.head_least, self.disc_width) < 1 or min(self.head_reduce, self.head_shallow, self.disc_px) < 0:
+            raise ValueError("head_least and disc_width must be at least 1, head_reduce, head_shallow and disc_px at least 0")
+
+
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
     """Let gradients pass through a module without any being computed for its own parameters, in evaluation mode.
@@ -247,6 +259,12 @@ class Move(Method):
 
     def begin(self, images: Any, run_dir: Path, say: Any) -> None:
         """Compute once the frozen features of all pictures (features.npy) and the masks to start from (pseudo_masks.npy)."""
+        width = self.maps(images.batch(np.arange(1)).to(self.right.device).float() / 255).shape[1]
+        if width != self.encoder.token_width:
+            raise ConfigError(
+                f"layer={self.config.layer} of these features has {width} channels, their last layer {self.encoder.token_width}.",
+                expected="a network whose layers are all of one width, such as a ViT", do="--set layer=keys",
+            )
         if self.config.crop_min == 1:
             self.cached = feature_file(run_dir / "features.npy", images, self.maps, self.config.cache_mb, say)
         if self.config.init != "none":
@@ -356,7 +374,7 @@ class Move(Method):
             fool = fooled(said, self.told(said, scene.mask, scene.moved))
         begun = c.init_frac if c.init != "none" else 0.0
         ramp = min((progress.frac - begun) / max(c.binary_ramp_frac, 1e-9), 1.0)
-        scales = three_scales(scene.moved, self.patch_px)
+        scales = three_scales(scene.moved, int(self.inpainter.patch_px))
         area = sum((area_loss(m, c.least_area, c.most_area, c.most_weight) for m in scales), mask.new_zeros(()))
         binary = sum((binary_loss(m) for m in scales), mask.new_zeros(()))
         total = c.adversarial_weight * fool + c.least_weight * area + c.binary_weight * ramp * binary + c.anchor_weight * held

@@ -15,7 +15,7 @@ from selftaught.segmentation.border import colour_contrast, feature_contrast
 
 IMAGENET = "tf_efficientnet_lite0"
 """The network that the published discriminator reads its features from; learned with the labels of ImageNet."""
-ON_PIXELS: dict[str, type[nn.Module]] = {"pixels": PixelDiscriminator, "patches": PatchDiscriminator}
+ON_PIXELS: dict[str, type[PixelDiscriminator] | type[PatchDiscriminator]] = {"pixels": PixelDiscriminator, "patches": PatchDiscriminator}
 
 
 def block(channels: int, out: int, bias: bool = True) -> nn.Sequential:
@@ -141,8 +141,8 @@ class Judge(nn.Module):
         super().__init__()
         self.kind, self.px = kind, px
         self.labelled = labelled_network() if kind == "imagenet" else None
-        if kind == "patches" and px < PatchDiscriminator.LEAST_PX:
-            raise ValueError(f"discriminator=patches needs pictures of {PatchDiscriminator.LEAST_PX} px, got {px}")
+        if kind in ON_PIXELS and px < ON_PIXELS[kind].LEAST_PX:
+            raise ValueError(f"discriminator={kind} needs pictures of {ON_PIXELS[kind].LEAST_PX} px, got {px}")
         if kind in ON_PIXELS:
             self.net: nn.Module = ON_PIXELS[kind](width)
             return
