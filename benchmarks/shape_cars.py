@@ -23,8 +23,8 @@ CARS = (
     "all_sides=true", "fov_rad=0.5236", "elevation=(0.05,0.40)", "pose_noise_rad=0.0", "azimuth_error_rad=0.07",
     "even_azimuths=true",
     "ambient=(0.45,0.60)", "diffuse=(0.40,0.55)", "light_spread=(0.5,0.3,0.7)", "start=(0.45,0.45,0.45)", "start_lr_scale=10.0",
-    "area=(0.05,0.45)", "thin_least=0.2", "rough_weight=15.0", "real_pose_weight=2.0", "background_lr_scale=0.1",
-    "hidden_weight=3.0", "lr=5e-4",
+    "area=(0.05,0.45)", "thin_least=0.2", "rough_weight=10.0", "rough_scaled=true", "shared_lr_scale=5.0",
+    "real_pose_weight=2.0", "background_lr_scale=0.1", "hidden_weight=3.0", "lr=5e-4",
 )  # fmt: skip
 FOUND = ("generator_lr_frac=1.0", "told_weight=2.0", "tight_weight=1.5")
 STEPS = {"shape_gan": 1200, "shape_autoencoder": 700}
@@ -35,7 +35,7 @@ DATA = "cars from all around, 32 px"
 def shown(method: str) -> tuple[str, ...]:
     """The scores of heads; correlation is that of the whole circle."""
     return tuple("circular_correlation" if name == "azimuth_correlation" else name for name in SHOWN[method] if name != "area_error") + (
-        ("patch_kid",) if method == "shape_gan" else ()
+        ("patch_kid",) if method == "shape_gan" else ("depth_width_correlation",)
     )
 
 

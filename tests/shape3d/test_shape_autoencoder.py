@@ -84,7 +84,8 @@ def test_every_hypothesis_is_rendered_and_compared() -> None:
     m = method(generator())
     pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     found = m.encoder(pictures * 2 - 1)
-    errors, covers, sure, points = m.reconstruction(found, pictures)
+    errors, covers, hides, sure, points = m.reconstruction(found, pictures)
+    assert bool((hides <= covers).all()) and float(hides.min()) >= 0
     assert covers.shape == errors.shape and 0 < float(covers.min()) <= float(covers.max()) < 1
     solids = m.maker(found.codes)
     for k in range(2):
@@ -216,3 +217,27 @@ def test_covering_more_of_a_picture_counts_as_it_is_told_to() -> None:
     difference = float((totals[1][0] - totals[0][0]).detach())
     assert difference == pytest.approx(2.0 * totals[1][1]["covers"], rel=1e-3) and difference > 0.05
     assert totals[0][1]["error"] == totals[1][1]["error"]
+
+
+def test_estimates_count_less_and_less_if_so_told() -> None:
+    real = Real(torch.rand(4, 3, 16, 16), torch.full((4, 3), 0.3), torch.zeros(4, 3))
+    found = {}
+    for last in (1.0, 0.25):
+        for step in (0, 5, 10):
+            m = method(generator(), told_weight=2.0, told_last_frac=last, made_frac=0.0)
+            torch.manual_seed(0)
+            found[last, step] = float(m.loss(real, "networks", Progress(step, 10))[0].detach())
+    constant = found[1.0, 5] - found[0.25, 5]
+    assert found[1.0, 0] - found[0.25, 0] == pytest.approx(0, abs=1e-5) and constant > 0.05
+    assert found[1.0, 10] - found[0.25, 10] == pytest.approx(2 * constant, rel=1e-3)
+
+
+def test_what_hides_before_its_background_counts_as_it_is_told_to() -> None:
+    real = Real(torch.rand(4, 3, 16, 16), torch.zeros(4, 3), torch.zeros(4, 3))
+    totals = []
+    for weight in (0.0, 2.0):
+        m = method(generator(), hidden_weight=weight, hypotheses=1)
+        torch.manual_seed(0)
+        totals.append(m.loss(real, "networks", Progress(1, 2)))
+    difference = float((totals[1][0] - totals[0][0]).detach())
+    assert difference == pytest.approx(2.0 * totals[1][1]["hidden"], rel=1e-3) and difference > 1e-4
