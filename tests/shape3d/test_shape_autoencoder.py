@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,19 @@ def method(made: ShapeGAN, **changes: Any) -> ShapeAutoencoder:
     found.encoder.divide(azimuths)
     found.angles = np.stack([azimuths, np.zeros(300), np.zeros(300)], 1).astype(np.float32)
     return found
+
+
+class Pictures:
+    """Stands for an ImageSet."""
+
+    def __init__(self, pictures: torch.Tensor):
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def batch(self, rows: Any) -> torch.Tensor:
+        return self.pictures[torch.as_tensor(np.asarray(rows))]
 
 
 def test_hypotheses_divide_the_azimuths_that_occur() -> None:
@@ -110,6 +124,11 @@ def test_the_generator_goes_on_learning_but_not_its_background() -> None:
     assert all(p.grad is None for p in made.parameters()), "the learned generator itself stays"
     groups = m.players()["networks"].build_optimizer().param_groups
     assert {group["lr_scale"] for group in groups} == {1.0, TINY.generator_lr_frac}
+    faster = ShapeGAN(dataclasses.replace(ShapeGAN.sizes["tiny"], shared_lr_scale=5.0, start_lr_scale=10.0), {"pose": None})
+    player = method(faster).players()["networks"]
+    of = {id(p): g["lr_scale"] for g in player.build_optimizer().param_groups for p in g["params"]}
+    scales = {name.split(".")[1]: of[id(p)] / TINY.generator_lr_frac for name, p in player.parameters if name.startswith("maker.")}
+    assert scales["base"] == pytest.approx(10) and scales["shared"] == pytest.approx(5) and scales["paint"] == pytest.approx(1)
     first, last = (float(m.loss(real, "networks", Progress(step, 1000))[0].detach()) for step in (0, 999))
     assert last > first, "real pictures count more and more"
 
@@ -241,3 +260,13 @@ def test_what_hides_before_its_background_counts_as_it_is_told_to() -> None:
         totals.append(m.loss(real, "networks", Progress(1, 2)))
     difference = float((totals[1][0] - totals[0][0]).detach())
     assert difference == pytest.approx(2.0 * totals[1][1]["hidden"], rel=1e-3) and difference > 1e-4
+
+
+def test_a_generator_can_be_told_the_viewpoints_that_an_encoder_found(tmp_path: Path) -> None:
+    encoder = method(generator()).eval()
+    told = ShapeGAN(dataclasses.replace(ShapeGAN.sizes["tiny"], symmetric=False), {"pose": encoder})  # no plane is looked for
+    pictures = torch.randint(0, 255, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    told.begin(Pictures(pictures), tmp_path, lambda text: None)
+    found = encoder.encoder(encoder.generator.reduced(pictures.float() / 255) * 2 - 1).best().detach().numpy()
+    assert told.angles is not None
+    np.testing.assert_allclose(told.angles, found, atol=1e-4)

@@ -48,7 +48,7 @@ class ShapeAutoencoderConfig(TrainConfig):
     width: int = 32
     """Channels of the encoder's first layer."""
     generator_lr_frac: float = 0.3
-    """Learning rate of the generator, as a share of `lr`."""
+    """Learning rate of the generator, as a share of `lr`; of its start and what is shared, times the factors that shape_gan had."""
     made_frac: float = 0.15
     """Share of the training after which real pictures count fully; before that their weight rises from 0."""
     real_weight: float = 10.0
@@ -183,7 +183,10 @@ class ShapeAutoencoder(Method):
         self.encoder.divide(self.angles[:, 0])
 
     def players(self) -> dict[str, Player]:
-        return {"networks": self.main_player(betas=(0.9, 0.99), lr_scales={"maker.": self.config.generator_lr_frac})}
+        frac, c = self.config.generator_lr_frac, self.generator.config
+        # What all objects share learns faster, as it did in shape_gan.
+        scales = {"maker.base": frac * c.start_lr_scale, "maker.shared": frac * max(c.shared_lr_scale, 1.0), "maker.": frac}
+        return {"networks": self.main_player(betas=(0.9, 0.99), lr_scales=scales)}
 
     def prepare(self, images: Tensor, indices: np.ndarray[Any, Any]) -> Real:
         """Pictures, half of them mirrored, and as many viewpoints drawn from the estimates of all."""
