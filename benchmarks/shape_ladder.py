@@ -43,6 +43,8 @@ PX = 32
 POINTS = 3000
 """Points by which surfaces are compared."""
 TOLD = {"heads": (), "cars": CARS}
+ROUGH = {"heads": 20.0, "cars": 5.0}
+"""Weight of roughness in rungs 2 and 3; that of cars is scaled, and their surfaces have corners."""
 CODES = (16, 32, 8)
 
 
@@ -172,7 +174,7 @@ def many_objects(world: str, scale: float, hypotheses: int = 0) -> tuple[list[Re
         angles = torch.where(mirrored[:, None], views.angles * flips, views.angles)
         found = encoder(pictures * 2 - 1)
         solids = maker(found.codes)
-        rest = 5 * maker.roughness(solids.points).mean() + 0.01 * found.codes.square().mean()
+        rest = ROUGH[world] * maker.roughness(solids.points).mean() + 0.01 * found.codes.square().mean()
         if not hypotheses:
             return picture_error(maker.render(solids, Views(angles, views.shift, light)).image, pictures).mean() + rest
         K = hypotheses
