@@ -1,7 +1,7 @@
 """Solid objects from drawn cars seen from all around, whose viewpoints are those that `viewpoint` finds; writes shape_gan_cars.json
 and shape_autoencoder_cars.json into benchmarks/results.
 
-    python benchmarks/shape_cars.py [--methods shape_gan shape_autoencoder] [--runs runs/shape3d] [--seeds 0 1 2] [--loose]
+    python benchmarks/shape_cars.py [--methods shape_gan shape_autoencoder] [--runs runs/shape3d] [--seeds 0 1 2] [--plain] [--loose]
 
 For every seed 2,000 cars to learn from and 500 held out, before a plain background, those of `shape3d.py --methods viewpoint`; that
 method's run tells the generator viewpoints, without labels; the encoder learns them as well. Set by hand, since azimuths alone are
@@ -23,11 +23,13 @@ CARS = (
     "all_sides=true", "fov_rad=0.5236", "elevation=(0.05,0.40)", "pose_noise_rad=0.0", "azimuth_error_rad=0.07",
     "even_azimuths=true",
     "ambient=(0.45,0.60)", "diffuse=(0.40,0.55)", "light_spread=(0.5,0.3,0.7)", "start=(0.45,0.45,0.45)", "start_lr_scale=10.0",
-    "area=(0.05,0.45)", "thin_least=0.2", "rough_weight=15.0", "real_pose_weight=2.0", "background_lr_scale=0.1",
-    "hidden_weight=3.0", "lr=5e-4",
+    "area=(0.05,0.45)", "thin_least=0.2", "rough_weight=10.0", "rough_scaled=true", "shared_lr_scale=5.0",
+    "real_pose_weight=2.0", "background_lr_scale=0.1", "hidden_weight=3.0", "lr=5e-4",
 )  # fmt: skip
-FOUND = ("generator_lr_frac=1.0", "told_weight=2.0", "tight_weight=1.5")
+FOUND = ("generator_lr_frac=1.0", "told_weight=2.0", "told_last_frac=0.25", "tight_weight=1.5", "hidden_weight=3.0")
 STEPS = {"shape_gan": 1200, "shape_autoencoder": 700}
+PLAIN = ("rough_scaled=false", "shared_lr_scale=0.0", "rough_weight=15.0")
+WITHOUT = "roughness not scaled, nothing shared"
 LOOSE = "tight_weight 0, 900 steps"
 DATA = "cars from all around, 32 px"
 
@@ -35,7 +37,7 @@ DATA = "cars from all around, 32 px"
 def shown(method: str) -> tuple[str, ...]:
     """The scores of heads; correlation is that of the whole circle."""
     return tuple("circular_correlation" if name == "azimuth_correlation" else name for name in SHOWN[method] if name != "area_error") + (
-        ("patch_kid",) if method == "shape_gan" else ()
+        ("patch_kid",) if method == "shape_gan" else ("depth_width_correlation",)
     )
 
 
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["shape_gan", "shape_autoencoder"], choices=["shape_gan", "shape_autoencoder"])
     parser.add_argument("--runs", type=Path, default=Path("runs/shape3d"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--plain", action="store_true", help="also one generator whose roughness is not scaled and that shares nothing")
     parser.add_argument("--loose", action="store_true", help="also one encoder without tight_weight, for 900 steps")
     arguments = parser.parse_args()
     for method in arguments.methods:
@@ -70,6 +73,9 @@ def main() -> None:
             told(method, arguments.seeds, runs, others)
         others["control (lr 0)"] = chain(method, arguments.runs, arguments.seeds[0], f"cars-{method}-control", ("lr=0.0",), CONTROL_STEPS)
         told(method, arguments.seeds, runs, others)
+        if arguments.plain and method == "shape_gan":
+            others[WITHOUT] = chain(method, arguments.runs, arguments.seeds[0], f"cars-{method}-plain", PLAIN)
+            told(method, arguments.seeds, runs, others)
         if arguments.loose and method == "shape_autoencoder":
             others[LOOSE] = chain(method, arguments.runs, arguments.seeds[0], f"cars-{method}-loose", ("tight_weight=0.0",), 900)
             told(method, arguments.seeds, runs, others)

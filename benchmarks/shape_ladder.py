@@ -43,6 +43,8 @@ PX = 32
 POINTS = 3000
 """Points by which surfaces are compared."""
 TOLD = {"heads": (), "cars": CARS}
+ROUGH = {"heads": 20.0, "cars": 5.0}
+"""Weight of roughness in rungs 2 and 3; that of cars is scaled, and their surfaces have corners."""
 CODES = (16, 32, 8)
 
 
@@ -92,7 +94,8 @@ def some(seen: Seen, rows: Tensor) -> tuple[Tensor, Views]:
 def mesh_generator(world: str) -> MeshGenerator:
     """A generator as shape_gan's; it knows the angle of view, its background is the plain one."""
     c = override(ShapeGAN.sizes["small"], TOLD[world])
-    maker = MeshGenerator(PX, c.rows, c.columns, CODES, c.width, True, c.fov_rad, c.start)
+    surface = (c.start, c.shared_lr_scale > 0, c.rough_scaled)
+    maker = MeshGenerator(PX, c.rows, c.columns, CODES, c.width, True, c.fov_rad, *surface)
     maker.ground.fill_(float(torch.logit(torch.tensor(scenes._GREY))))
     return maker
 
@@ -112,9 +115,11 @@ def learn(parameters: list[dict[str, Any]], steps: int, loss: Callable[[float], 
 
 
 def groups(maker: MeshGenerator, *others: torch.nn.Module) -> list[dict[str, Any]]:
-    """All parameters; the half axes of the start learn faster."""
-    rest = [p for n, p in maker.named_parameters() if n != "base"] + [p for module in others for p in module.parameters()]
-    return [{"params": rest, "rate": 2e-3}, {"params": [maker.base], "rate": 1e-2}]
+    """All parameters; the half axes of the start, and what objects share, learn faster."""
+    named = list(maker.named_parameters())
+    fast = [p for n, p in named if n.startswith(("base", "shared"))]
+    rest = [p for n, p in named if not n.startswith(("base", "shared"))] + [p for module in others for p in module.parameters()]
+    return [{"params": rest, "rate": 2e-3}, {"params": fast, "rate": 1e-2}]
 
 
 def distances(maker: MeshGenerator, points: Tensor, truths: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
@@ -169,7 +174,7 @@ def many_objects(world: str, scale: float, hypotheses: int = 0) -> tuple[list[Re
         angles = torch.where(mirrored[:, None], views.angles * flips, views.angles)
         found = encoder(pictures * 2 - 1)
         solids = maker(found.codes)
-        rest = 20 * maker.roughness(solids.points).mean() + 0.01 * found.codes.square().mean()
+        rest = ROUGH[world] * maker.roughness(solids.points).mean() + 0.01 * found.codes.square().mean()
         if not hypotheses:
             return picture_error(maker.render(solids, Views(angles, views.shift, light)).image, pictures).mean() + rest
         K = hypotheses

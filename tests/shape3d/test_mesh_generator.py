@@ -21,9 +21,9 @@ from selftaught.shape3d.mesh_generator import (
 )
 
 
-def generator(symmetric: bool = True, seed: int = 0) -> MeshGenerator:
+def generator(symmetric: bool = True, seed: int = 0, shared: bool = False, scaled: bool = False) -> MeshGenerator:
     torch.manual_seed(seed)
-    made = MeshGenerator(16, 8, 12, (4, 3, 2), 8, symmetric, math.radians(10))
+    made = MeshGenerator(16, 8, 12, (4, 3, 2), 8, symmetric, math.radians(10), shared=shared, scaled=scaled)
     with torch.no_grad():
         for value in made.parameters():  # far from the smooth beginning
             value.add_(0.3 * torch.randn_like(value))
@@ -34,9 +34,10 @@ def objects(made: MeshGenerator, count: int = 3) -> Solids:
     return made(2 * torch.randn(count, 9, generator=torch.Generator().manual_seed(1)))
 
 
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_surfaces_are_closed_and_face_outwards(symmetric: bool) -> None:
-    made = generator(symmetric)
+def test_surfaces_are_closed_and_face_outwards(symmetric: bool, shared: bool) -> None:
+    made = generator(symmetric, shared=shared)
     for points in objects(made, 6).points:
         assert not is_open(points.detach(), made.topology.faces)
         corners = (points - made.centre * torch.tensor([0.0 if symmetric else 1.0, 1.0, 1.0]))[made.topology.faces]
@@ -44,8 +45,9 @@ def test_surfaces_are_closed_and_face_outwards(symmetric: bool) -> None:
         assert float(outwards.detach().min()) > 0
 
 
-def test_symmetric_objects_are_their_own_mirror_images() -> None:
-    made = generator()
+@pytest.mark.parametrize("shared", [True, False])
+def test_symmetric_objects_are_their_own_mirror_images(shared: bool) -> None:
+    made = generator(shared=shared)
     solids = objects(made)
     grid = solids.points[:, :96].reshape(3, 8, 12, 3)
     mirrored = grid.flip(2).roll(1, 2) * torch.tensor([-1.0, 1.0, 1.0])
@@ -130,3 +132,44 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     for rows, columns, px in ((6, 8, 16), (8, 9, 16), (8, 8, 18), (4, 8, 16)):
         with pytest.raises(ValueError, match="multiples of 4"):
             MeshGenerator(px, rows, columns, (2, 2, 2), 8, True, 0.2)
+
+
+def test_what_is_shared_is_the_same_for_all_and_colours_are_each_objects_own() -> None:
+    made = generator(symmetric=False, shared=True)
+    assert made.shared is not None
+    before = objects(made)
+    with torch.no_grad():
+        made.shared.radius[0, 0, 2, 3] += 0.1  # vertex 27
+        made.shared.texture[0, 1] += 0.5
+    after = objects(made)
+    grown = (after.points - made.centre).norm(dim=2) / (before.points - made.centre).norm(dim=2)
+    wanted = torch.ones(3, grown.shape[1])
+    wanted[:, 27] = math.exp(0.1)
+    torch.testing.assert_close(grown, wanted, atol=1e-4, rtol=0)
+    change = torch.logit(after.texture) - torch.logit(before.texture)
+    torch.testing.assert_close(change, torch.tensor([0.0, 0.5, 0.0])[:, None, None].expand_as(change), atol=1e-3, rtol=0)
+    codes = torch.randn(2, 7, generator=torch.Generator().manual_seed(2))
+    own = made.shared(codes)
+    assert own.shape == (2, 3, 16, 24) and float((own[0] - own[1]).detach().abs().mean()) > 0.05
+    with torch.no_grad():  # a texture that changes evenly round the surface does so across its seam as well
+        made.shared.texture.copy_((torch.arange(12) * math.pi / 6).cos().expand(1, 3, 8, 12))
+        made.shared.parts.zero_()
+    steps = torch.cat([made.shared(codes), made.shared(codes)[..., :1]], 3).diff(dim=3).detach().abs()
+    assert float(steps[..., -1].max()) <= float(steps[..., :-1].max()) + 1e-6
+
+
+def test_scaled_roughness_does_not_press_long_objects_together() -> None:
+    points = objects(generator()).points.detach()
+    long = points * torch.tensor([1.0, 0.7, 3.0])
+    plain, scaled = generator(), generator(scaled=True)
+    of_size = [scaled.roughness(p) / p.std(1).mean(1).square() for p in (long, points)]
+    torch.testing.assert_close(*of_size)
+    assert float((plain.roughness(long) / plain.roughness(points)).min()) > 1.5
+    stretch = torch.ones(3, requires_grad=True)
+    at = points - points.mean(1, keepdim=True)
+    for made, pressed in ((plain, True), (scaled, False)):
+        # Longer at the cost of the other extents, so that their mean stays.
+        extent = at.std(1).mean(0)
+        (slope,) = torch.autograd.grad(made.roughness(at * stretch).mean(), stretch)
+        along = slope[2] / extent[2] - slope[0] / extent[0]
+        assert (abs(float(along)) > 1e-4) == pressed, (pressed, along)

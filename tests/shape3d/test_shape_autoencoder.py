@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,19 @@ def method(made: ShapeGAN, **changes: Any) -> ShapeAutoencoder:
     return found
 
 
+class Pictures:
+    """Stands for an ImageSet."""
+
+    def __init__(self, pictures: torch.Tensor):
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def batch(self, rows: Any) -> torch.Tensor:
+        return self.pictures[torch.as_tensor(np.asarray(rows))]
+
+
 def test_hypotheses_divide_the_azimuths_that_occur() -> None:
     encoder = Encoder(16, 8, 5, 4)
     encoder.divide(np.linspace(-0.8, 0.8, 1001))
@@ -84,7 +98,8 @@ def test_every_hypothesis_is_rendered_and_compared() -> None:
     m = method(generator())
     pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     found = m.encoder(pictures * 2 - 1)
-    errors, covers, sure, points = m.reconstruction(found, pictures)
+    errors, covers, hides, sure, points = m.reconstruction(found, pictures)
+    assert bool((hides <= covers).all()) and float(hides.min()) >= 0
     assert covers.shape == errors.shape and 0 < float(covers.min()) <= float(covers.max()) < 1
     solids = m.maker(found.codes)
     for k in range(2):
@@ -109,6 +124,11 @@ def test_the_generator_goes_on_learning_but_not_its_background() -> None:
     assert all(p.grad is None for p in made.parameters()), "the learned generator itself stays"
     groups = m.players()["networks"].build_optimizer().param_groups
     assert {group["lr_scale"] for group in groups} == {1.0, TINY.generator_lr_frac}
+    faster = ShapeGAN(dataclasses.replace(ShapeGAN.sizes["tiny"], shared_lr_scale=5.0, start_lr_scale=10.0), {"pose": None})
+    player = method(faster).players()["networks"]
+    of = {id(p): g["lr_scale"] for g in player.build_optimizer().param_groups for p in g["params"]}
+    scales = {name.split(".")[1]: of[id(p)] / TINY.generator_lr_frac for name, p in player.parameters if name.startswith("maker.")}
+    assert scales["base"] == pytest.approx(10) and scales["shared"] == pytest.approx(5) and scales["paint"] == pytest.approx(1)
     first, last = (float(m.loss(real, "networks", Progress(step, 1000))[0].detach()) for step in (0, 999))
     assert last > first, "real pictures count more and more"
 
@@ -216,3 +236,37 @@ def test_covering_more_of_a_picture_counts_as_it_is_told_to() -> None:
     difference = float((totals[1][0] - totals[0][0]).detach())
     assert difference == pytest.approx(2.0 * totals[1][1]["covers"], rel=1e-3) and difference > 0.05
     assert totals[0][1]["error"] == totals[1][1]["error"]
+
+
+def test_estimates_count_less_and_less_if_so_told() -> None:
+    real = Real(torch.rand(4, 3, 16, 16), torch.full((4, 3), 0.3), torch.zeros(4, 3))
+    found = {}
+    for last in (1.0, 0.25):
+        for step in (0, 5, 10):
+            m = method(generator(), told_weight=2.0, told_last_frac=last, made_frac=0.0)
+            torch.manual_seed(0)
+            found[last, step] = float(m.loss(real, "networks", Progress(step, 10))[0].detach())
+    constant = found[1.0, 5] - found[0.25, 5]
+    assert found[1.0, 0] - found[0.25, 0] == pytest.approx(0, abs=1e-5) and constant > 0.05
+    assert found[1.0, 10] - found[0.25, 10] == pytest.approx(2 * constant, rel=1e-3)
+
+
+def test_what_hides_before_its_background_counts_as_it_is_told_to() -> None:
+    real = Real(torch.rand(4, 3, 16, 16), torch.zeros(4, 3), torch.zeros(4, 3))
+    totals = []
+    for weight in (0.0, 2.0):
+        m = method(generator(), hidden_weight=weight, hypotheses=1)
+        torch.manual_seed(0)
+        totals.append(m.loss(real, "networks", Progress(1, 2)))
+    difference = float((totals[1][0] - totals[0][0]).detach())
+    assert difference == pytest.approx(2.0 * totals[1][1]["hidden"], rel=1e-3) and difference > 1e-4
+
+
+def test_a_generator_can_be_told_the_viewpoints_that_an_encoder_found(tmp_path: Path) -> None:
+    encoder = method(generator()).eval()
+    told = ShapeGAN(dataclasses.replace(ShapeGAN.sizes["tiny"], symmetric=False), {"pose": encoder})  # no plane is looked for
+    pictures = torch.randint(0, 255, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    told.begin(Pictures(pictures), tmp_path, lambda text: None)
+    found = encoder.encoder(encoder.generator.reduced(pictures.float() / 255) * 2 - 1).best().detach().numpy()
+    assert told.angles is not None
+    np.testing.assert_allclose(told.angles, found, atol=1e-4)

@@ -14,7 +14,8 @@ import torch
 from selftaught.data.evalset import open_eval
 from selftaught.method import EvalData, Progress, SeesViewpoints
 from selftaught.nets.renderer import Rendering, Topology, perspective_camera, render, rotation_from_angles, uv_sphere
-from selftaught.shape3d.shape_gan import HIDDEN, Real, ShapeGAN, estimated_angles, evened, hidden, mirror_plane
+from selftaught.shape3d.mesh_generator import HIDDEN, hidden
+from selftaught.shape3d.shape_gan import Real, ShapeGAN, estimated_angles, evened, mirror_plane
 from selftaught.worlds.meshes import writing
 
 TINY = ShapeGAN.sizes["tiny"]

@@ -18,6 +18,8 @@ from selftaught.nets.renderer import Camera, Light, Rendering, Topology, render,
 
 COARSE, FINE, AXES = 0.35, 0.12, 0.2
 """Largest changes of the logarithm of the radius: smooth ones, small ones, and those along the three axes."""
+HIDDEN = 0.06
+"""Difference of colours at which an object counts as hidden before its background by 1 / e."""
 START = (0.5, 0.66, 0.55)
 """Half axes before training."""
 
@@ -98,6 +100,30 @@ class Decoder(nn.Module):
         return found
 
 
+class Shared(nn.Module):
+    """What all objects have in common, learned directly, and colours of their own for a few parts of the surface.
+
+    Decoders need many steps for a shape with corners, and their norms hide what is the same everywhere, such as a car's paint.
+    """
+
+    def __init__(self, rows: int, columns: int, codes: int, parts: int = 4):
+        super().__init__()
+        self.radius = nn.Parameter(torch.zeros(1, 1, rows, columns))
+        """Logarithm of the radius."""
+        self.texture = nn.Parameter(torch.zeros(1, 3, rows, columns))
+        """Logits of colours."""
+        self.parts = nn.Parameter(0.3 * torch.randn(parts, rows, columns))
+        """Where each of an object's own colours is."""
+        self.colours = nn.Linear(codes, 3 * parts)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Codes (B, D) to logits of textures (B, 3, 2 rows, 2 columns)."""
+        own = torch.einsum("bck,khw->bchw", self.colours(codes).reshape(len(codes), 3, -1), self.parts)
+        found = padded(self.texture + own, True)
+        enlarged = functional.interpolate(found, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return enlarged[..., 2:-2, 2:-2].float()
+
+
 class MeshGenerator(nn.Module):
     """z to a mesh of 2 * rows * columns faces, a texture of 2 rows x 2 columns, and a background; and how they look."""
 
@@ -106,13 +132,13 @@ class MeshGenerator(nn.Module):
 
     def __init__(
         self, px: int, rows: int, columns: int, codes: tuple[int, int, int], width: int, symmetric: bool, fov_rad: float,
-        start: tuple[float, float, float] = START,
+        start: tuple[float, float, float] = START, shared: bool = False, scaled: bool = False,
     ):  # fmt: skip
         super().__init__()
         if rows % 4 or columns % 4 or min(rows, columns) < 8 or px % 4:
             raise ValueError(f"{rows} rows, {columns} columns and {px} px must be multiples of 4, rows and columns from 8 on")
         self.px, self.rows, self.columns, self.codes = px, rows, columns, codes
-        self.symmetric, self.fov_rad = symmetric, fov_rad
+        self.symmetric, self.fov_rad, self.scaled = symmetric, fov_rad, scaled
         with torch.device("cpu"):  # also where the rest is built without numbers
             self.directions, faces, self.uv, uv_faces = uv_sphere(rows, columns)
             self.topology = Topology(faces, len(self.directions), uv_faces)
@@ -127,6 +153,7 @@ class MeshGenerator(nn.Module):
         self.behind = Decoder(codes[2], (4, 4), (w, w // 2), 3, False)
         self.base = nn.Parameter(torch.tensor(start).log())
         self.centre = nn.Parameter(torch.zeros(3))
+        self.shared = Shared(rows, columns, codes[0] + codes[1]) if shared else None
         with torch.no_grad():
             for name, value in self.named_parameters():  # starts near an ellipsoid before a plain background
                 if name.startswith(("coarse.leave", "fine.leave", "axes", "behind.leave")):
@@ -141,6 +168,8 @@ class MeshGenerator(nn.Module):
         """Codes (B, D) to points (B, V, 3)."""
         coarse = functional.interpolate(self.coarse(shape), (self.rows, self.columns), mode="bicubic", align_corners=False)
         radius = COARSE * coarse.tanh() + FINE * self.fine(shape).tanh()
+        if self.shared is not None:
+            radius = radius + self.shared.radius
         if self.symmetric:  # column 0 is the back, and its own mirror image
             radius = (radius + radius.flip(3).roll(1, 3)) / 2
         poles = torch.stack([radius[:, 0, 0].mean(1), radius[:, 0, -1].mean(1)], 1)
@@ -152,6 +181,8 @@ class MeshGenerator(nn.Module):
     def painted(self, codes: Tensor) -> Tensor:
         """Codes (B, D) to textures (B, 3, 2 rows, 2 columns)."""
         found = self.paint(codes)
+        if self.shared is not None:
+            found = found + self.shared(codes)
         return ((found + found.flip(3)) / 2 if self.symmetric else found).sigmoid()
 
     def backdrop(self, codes: Tensor) -> Tensor:
@@ -181,8 +212,14 @@ class MeshGenerator(nn.Module):
             )  # fmt: skip
 
     def roughness(self, points: Tensor) -> Tensor:
-        """(B,): mean squared distance of the points from the mean of their neighbours."""
+        """(B,): mean squared distance of the points from the mean of their neighbours.
+
+        If `scaled`, after the three extents of each object were made equal to their mean: long objects are not pressed together then.
+        """
         first, second = self.neighbours
+        if self.scaled:
+            extent = points.std(1, keepdim=True).clamp_min(1e-4)
+            points = points * (extent.mean(2, keepdim=True) / extent)
         total = torch.zeros_like(points).index_add(1, first, points.index_select(1, second))
         return (points - total / self.valence[:, None]).square().sum(2).mean(1)
 
@@ -191,6 +228,17 @@ class MeshGenerator(nn.Module):
         with exact(points):
             seen = self.camera(views).screen(points, 2, 2).xy - 1
         return (seen.abs() - most).clamp_min(0).sum(2).mean(1)
+
+
+def hidden(seen: Rendering, background: Tensor) -> Tensor:
+    """(B,): share of the picture where an object is, but has the colour of its background (B, 3, S, S).
+
+    The gradient moves contours alone: objects should become smaller there, and not be painted in colours that real ones do not have.
+    """
+    with torch.no_grad():
+        away = (seen.image - background).abs().mean(1) / seen.mask.clamp_min(0.05)
+        alike = (-away / HIDDEN).exp()
+    return (seen.mask * alike).mean((1, 2))
 
 
 def thinness(points: Tensor, least: float) -> Tensor:

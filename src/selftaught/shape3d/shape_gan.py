@@ -31,13 +31,14 @@ from selftaught.core.atomic import replacing
 from selftaught.measure.score import Score
 from selftaught.measure.viewpoint import angles_of
 from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, TrainConfig
-from selftaught.nets.renderer import Rendering, rotation_from_angles
+from selftaught.nets.renderer import rotation_from_angles
 from selftaught.shape3d.mesh_generator import (
     START,
     MeshGenerator,
     Solids,
     Views,
     draw_lights,
+    hidden,
     mirrored_angles,
     moved,
     pose_vector,
@@ -45,8 +46,6 @@ from selftaught.shape3d.mesh_generator import (
 )
 from selftaught.shape3d.solid_scores import generator_scores
 
-HIDDEN = 0.06
-"""Difference of colours at which an object counts as hidden before its background by 1 / e."""
 PLANE_RAD, PLANE_SURE = 0.05, 0.5
 """Planes of symmetry nearer to azimuth 0 are left where they are, and those that pictures agree less on."""
 
@@ -118,6 +117,10 @@ class ShapeGANConfig(TrainConfig):
     """Weight of reading the codes of shape and texture off made pictures."""
     rough_weight: float = 5.0
     """Weight of the roughness of the surface."""
+    rough_scaled: bool = False
+    """Whether the extents of an object are made equal before its roughness is measured: otherwise it presses long objects together."""
+    shared_lr_scale: float = 0.0
+    """Learning rate of a shape and a texture that all objects share, as a multiple of the generator's; with 0 there are none."""
     area: tuple[float, float] = (0.15, 0.55)
     """Share of the picture that objects cover at least and at most."""
     area_weight: float = 20.0
@@ -182,17 +185,6 @@ class Critic(nn.Module):
         found = self.reader(seen).float()
         direction = found[:, :2] / (found[:, :2].square().sum(1, keepdim=True) + 1e-6).sqrt()
         return torch.cat([direction, found[:, 2:4]], 1), found[:, 4:]
-
-
-def hidden(seen: Rendering, background: Tensor) -> Tensor:
-    """Mean share of the pixels where an object is, but has the colour of its background (B, 3, S, S).
-
-    The gradient moves contours alone: objects should become smaller there, and not be painted in colours that real ones do not have.
-    """
-    with torch.no_grad():
-        away = (seen.image - background).abs().mean(1) / seen.mask.clamp_min(0.05)
-        alike = (-away / HIDDEN).exp()
-    return (seen.mask * alike).mean()
 
 
 @contextmanager
@@ -315,7 +307,8 @@ class ShapeGAN(Method):
             raise ValueError("even_azimuths is for objects seen from all around; set all_sides as well")
         self.image_px = c.image_px
         codes = (c.shape_code, c.texture_code, c.background_code)
-        self.maker = MeshGenerator(c.px, c.rows, c.columns, codes, c.width, c.symmetric, c.fov_rad, c.start)
+        surface = (c.start, c.shared_lr_scale > 0, c.rough_scaled)
+        self.maker = MeshGenerator(c.px, c.rows, c.columns, codes, c.width, c.symmetric, c.fov_rad, *surface)
         self.average = EMA(self.maker)
         self.critic = Critic(c.px, c.critic_width, c.shape_code + c.texture_code, c.all_sides)
         self.angles: np.ndarray[Any, Any] | None = None
@@ -337,7 +330,7 @@ class ShapeGAN(Method):
 
     def players(self) -> dict[str, Player]:
         c = self.config
-        scales = {"base": c.start_lr_scale, "behind": c.background_lr_scale}
+        scales = {"base": c.start_lr_scale, "behind": c.background_lr_scale, "shared": c.shared_lr_scale}
         return {
             "critic": self.main_player(self.critic, lr=c.lr * c.critic_lr_frac, betas=(0.0, 0.95), final_lr_frac=0.1),
             "maker": self.main_player(self.maker, betas=(0.0, 0.95), final_lr_frac=0.1, lr_scales=scales),
@@ -438,7 +431,7 @@ class ShapeGAN(Method):
             "rough": (c.rough_weight, self.maker.roughness(solids.points).mean()), "area": (c.area_weight, beyond.mean()),
             "frame": (c.frame_weight, self.maker.leaving(solids.points, views).mean()),
             "thin": (c.thin_weight, thinness(solids.points, c.thin_least).mean()),
-            "hidden": (c.hidden_weight, hidden(seen, solids.background)),
+            "hidden": (c.hidden_weight, hidden(seen, solids.background).mean()),
         }  # fmt: skip
         total = torch.stack([weight * term for weight, term in terms.values()]).sum()
         return total, {name: float(term.detach()) for name, (_, term) in terms.items()} | {"covers": float(covered.detach().mean())}

@@ -158,7 +158,8 @@ def autoencoder_scores(method: Any, data: EvalData) -> dict[str, Score]:
         mean = shape_scores([(shapes.mean(0), faces)] * len(true), true)
         scores["chamfer"].baselines["mean of the found shapes"] = mean["chamfer"].value
         both = [proportions(shapes), proportions(np.stack([p for p, _ in truths]))]
-        for k, name in enumerate(("width_correlation", "depth_correlation")):
+        both = [np.concatenate([one, one[:, 1:] / one[:, :1]], 1) for one in both]
+        for k, name in enumerate(("width_correlation", "depth_correlation", "depth_width_correlation")):
             pairs = np.stack([both[0][:, k], both[1][:, k]], 1)
             scores[name] = score_of(pairs, unit="correlation", statistic=_correlation, baselines={"mean shape": 0.0})
     return scores
