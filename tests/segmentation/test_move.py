@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from selftaught.core.errors import ConfigError
 from selftaught.method import Progress
 from selftaught.nets.backbones import BACKBONES
-from selftaught.nets.discriminators import fooled, hinge_real
 from selftaught.registry import load_class
 from selftaught.segmentation.move import KINDS, Move, imitation_loss, mirrored, untouched
 from selftaught.segmentation.move_nets import SegmenterHead, feature_file
@@ -254,7 +253,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"init": "tokencut"}, {"init": "cut"},
     {"anchor_weight": 0.5}, {"crop_min": 0.9}, {"cache_mb": 0}, {"disc_px": 16}, {"disc_enlarge": True}, {"head_shallow": 4},
     {"head_stride": 2}, {"most_area": 0.3, "most_weight": 1.0}, {"gate": 0.5}, {"head_reduce": 0}, {"refine": "bilateral"}, {"ema": 0.0},
-    {"discriminator": "patches", "seams_only": True}, {"discriminator": "pixels", "seams_only": True},
 ]  # fmt: skip
 
 
@@ -315,22 +313,6 @@ def test_a_resting_segmenter_is_not_moved_by_momentum(needs: dict[str, Any], tmp
         assert torch.equal(before, after) == (right < 0.6)
         weights.append(after)
     assert not torch.equal(weights[0], weights[3])
-
-
-def test_seams_alone_count(needs: dict[str, Any], tmp_path: Path) -> None:
-    method, _ = made(needs, tmp_path, discriminator="patches", seams_only=True)
-    mask = torch.zeros(2, 1, 32, 32)
-    mask[0, :, :, :4] = 1
-    weight = method.told(torch.zeros(2, 1, 4, 4), mask, torch.zeros_like(mask))
-    assert weight is not None and weight.shape == (2, 1, 4, 4)
-    assert float(weight[0, 0, :, 0].min()) == 1 and float(weight[0, 0, :, 1:].sum()) == 0
-    assert float(weight[1].sum()) == 0
-    logits = torch.tensor([-3.0, 5.0]).reshape(2, 1, 1, 1).expand(2, 1, 4, 4)
-    assert float(hinge_real(logits, weight)) == pytest.approx(0.5 * 4), "a picture without a seam says nothing"
-    assert float(fooled(logits, weight)) == pytest.approx(0.5 * 3)
-    assert method.config.seams_only and Move(replace(TINY, discriminator="patches"), needs).told(logits, mask) is None
-    with pytest.raises(ValueError, match="seams_only needs discriminator=pixels or patches"):
-        Move(replace(TINY, discriminator="features", seams_only=True), needs)
 
 
 @pytest.mark.parametrize("wrong", [{"crop_min": 0.0}, {"gate": 1.5}, {"shift_frac": -0.1}, {"least_area": 2.0}, {"ema": 1.0},

@@ -17,7 +17,6 @@ from selftaught.segmentation.move_scene import (
     holes,
     make_scene,
     recolour,
-    seams,
     separation,
     shift,
     three_scales,
@@ -225,16 +224,3 @@ def test_the_object_score_is_the_explained_variance() -> None:
     assert float(separation(two, half)) == pytest.approx(1.0, abs=1e-5), "the mask explains everything"
     assert float(separation(torch.ones(1, 2, 4, 4), half)) == 0, "a flat picture has no object"
     assert float(separation(two, torch.zeros(1, 4, 4))) == 0 == float(separation(two, torch.ones(1, 4, 4)))
-
-
-def test_seams_are_where_a_mask_changes_and_along_the_border_of_the_picture() -> None:
-    mask = torch.zeros(2, 1, 12, 12)
-    mask[0, :, 4:8, 4:8] = 0.75
-    mask[1] = 1
-    found = seams(mask)
-    assert found.shape == mask.shape
-    ring = torch.zeros(12, 12)
-    ring[3:9, 3:9] = 0.75
-    ring[5:7, 5:7] = 0
-    assert torch.equal(found[0, 0], ring)
-    assert float(found[1, 0, 1:-1, 1:-1].sum()) == 0 and float(found[1].sum()) == 44

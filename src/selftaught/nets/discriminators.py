@@ -21,26 +21,19 @@ LEAST_PX = 8
 """Heads of a projected discriminator halve their map until it is not larger than this."""
 
 
-def weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of (B, 1, h, w), of each picture by its weights of the same shape; pictures whose weights are all 0 count as 0."""
-    if weight is None:
-        return x.mean()
-    return ((x * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1e-3)).mean()
-
-
-def hinge_real(logits: Tensor, weight: Tensor | None = None) -> Tensor:
+def hinge_real(logits: Tensor) -> Tensor:
     """mean max(0, 1 - D(x)) over real pictures."""
-    return weighted_mean(torch.relu(1 - logits.float()), weight)
+    return torch.relu(1 - logits.float()).mean()
 
 
-def hinge_fake(logits: Tensor, weight: Tensor | None = None) -> Tensor:
+def hinge_fake(logits: Tensor) -> Tensor:
     """mean max(0, 1 + D(x)) over made pictures."""
-    return weighted_mean(torch.relu(1 + logits.float()), weight)
+    return torch.relu(1 + logits.float()).mean()
 
 
-def fooled(logits: Tensor, weight: Tensor | None = None) -> Tensor:
+def fooled(logits: Tensor) -> Tensor:
     """-mean D(x): what the maker of pictures minimises."""
-    return -weighted_mean(logits.float(), weight)
+    return -logits.float().mean()
 
 
 class SpectralConv2d(nn.Conv2d):

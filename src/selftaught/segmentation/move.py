@@ -32,9 +32,9 @@ from selftaught.measure.mask_scores import segmentation_scores
 from selftaught.measure.score import Score
 from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, Segments, TrainConfig
 from selftaught.nets.bilateral import follow_edges
-from selftaught.nets.discriminators import advance, fooled, hinge_fake, hinge_real, weighted_mean
+from selftaught.nets.discriminators import advance, fooled, hinge_fake, hinge_real
 from selftaught.segmentation.cut import centred, overlay
-from selftaught.segmentation.move_nets import IMAGENET, ON_PIXELS, Judge, SegmenterHead, feature_file, frozen_maps
+from selftaught.segmentation.move_nets import IMAGENET, Judge, SegmenterHead, feature_file, frozen_maps
 from selftaught.segmentation.move_scene import (
     Scene,
     area_loss,
@@ -42,7 +42,6 @@ from selftaught.segmentation.move_scene import (
     draw_shift,
     make_scene,
     recolour,
-    seams,
     separation,
     three_scales,
 )
@@ -99,9 +98,6 @@ class MoveConfig(TrainConfig):
     """Strength of random colours before the discriminator; 1 is DiffAugment's."""
     gate: float = 0.0
     """The segmenter does not learn while the discriminator is right less often than this (0.5 is chance); 0 always learns."""
-    seams_only: bool = False
-    """Judge pictures along the seams of their masks alone, where what was moved meets what it was moved over: the rest of a fake is real,
-    and calling it fake teaches little. Needs `discriminator=pixels` or `patches`."""
     adversarial_weight: float = 1.0
     """Weight of looking real."""
     least_area: float = 0.05
@@ -217,8 +213,6 @@ class Move(Method):
                     f"move works at {c.image_px} px, its {name} was learned at {need.image_px} px.",
                     do=f"--set image_px={need.image_px}, and needs of one size",
                 )
-        if c.seams_only and c.discriminator not in ON_PIXELS:
-            raise ValueError(f"seams_only needs discriminator={' or '.join(ON_PIXELS)}: logits of {c.discriminator} have no place")
         if c.anchor_weight and c.init == "none":
             raise ValueError("anchor_weight needs masks to hold to: init must be cut or tokencut")
         # A copy inside of the module, so that the segmenter can be exported as one network.
@@ -329,13 +323,6 @@ class Move(Method):
             return self.discriminator_loss(batch)
         return self.segmenter_loss(batch, progress)
 
-    def told(self, logits: Tensor, *masks: Tensor) -> Tensor | None:
-        """How much each logit (B, 1, h, w) counts: None, all alike, or with `seams_only` the strongest seam of the masks in its cell."""
-        if not self.config.seams_only:
-            return None
-        found = torch.stack([seams(m.detach()) for m in masks]).amax(0)
-        return nn.functional.adaptive_max_pool2d(found, (logits.shape[-2], logits.shape[-1]))
-
     def discriminator_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Parts]:
         """Hinge losses, mean over the two real kinds plus mean over the two fakes."""
         with torch.no_grad():
@@ -344,11 +331,9 @@ class Move(Method):
         total, right = mask.new_zeros(()), []
         # All kinds in one batch: batch norms over one kind alone hide what its pictures have in common, and the loss stays at 2.
         said = self.logits(*(getattr(scene, kind) for kind in KINDS)).chunk(len(KINDS))
-        where = ((), (scene.mask,), (scene.mask, scene.moved), (scene.moved,))
-        for i, (logits, masks) in enumerate(zip(said, where, strict=True)):
-            weight = self.told(logits, *masks) if masks else None
-            total = total + 0.5 * (hinge_real if i < 2 else hinge_fake)(logits, weight)
-            right.append(weighted_mean(((logits > 0) == (i < 2)).float(), weight))
+        for i, logits in enumerate(said):
+            total = total + 0.5 * (hinge_real(logits) if i < 2 else hinge_fake(logits))
+            right.append(((logits > 0) == (i < 2)).float().mean())
         B = len(mask)
         self.right_sum += torch.stack([*right, right[0].new_ones(())]) * B
         return total, {f"right_{kind}": float(x) for kind, x in zip(KINDS, right, strict=True)}
@@ -370,8 +355,7 @@ class Move(Method):
             return held, parts
         scene = self.scene(batch["pictures"], mask, batch["shift"])
         with untouched(self.judge):
-            said = self.logits(scene.composite)
-            fool = fooled(said, self.told(said, scene.mask, scene.moved))
+            fool = fooled(self.logits(scene.composite))
         begun = c.init_frac if c.init != "none" else 0.0
         ramp = min((progress.frac - begun) / max(c.binary_ramp_frac, 1e-9), 1.0)
         scales = three_scales(scene.moved, int(self.inpainter.patch_px))

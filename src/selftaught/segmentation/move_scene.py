@@ -100,12 +100,6 @@ def make_scene(
     )  # fmt: skip
 
 
-def seams(mask: Tensor) -> Tensor:
-    """How much a soft mask (B, 1, S, S) changes around each pixel: largest minus smallest value of 3x3 pixels; outside it is 0."""
-    around = nn.functional.pad(mask, (2,) * 4)
-    return (nn.functional.max_pool2d(around, 3, 1) + nn.functional.max_pool2d(-around, 3, 1))[:, :, 1:-1, 1:-1]
-
-
 def three_scales(mask: Tensor, patch_px: int) -> tuple[Tensor, Tensor, Tensor]:
     """The mask (B, 1, S, S), the means of its tiles, and their maxima."""
     return mask, nn.functional.avg_pool2d(mask, patch_px), nn.functional.max_pool2d(mask, patch_px)
