@@ -322,12 +322,12 @@ def test_settings_that_cannot_be_meant_are_refused(wrong: dict[str, Any]) -> Non
         replace(TINY, **wrong)
 
 
-def test_features_and_discriminators_that_do_not_fit_are_refused_before_the_first_step(needs: dict[str, Any], tmp_path: Path) -> None:
+def test_features_and_discriminators_that_do_not_fit_are_refused(needs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="discriminator=pixels needs pictures of 16 px, got 12"):
         Move(replace(TINY, discriminator="pixels", disc_px=12), needs)
     convolutional = {**needs, "features": learned("simclr")}
     with pytest.raises(ConfigError, match="layer=penultimate"):
-        made(convolutional, tmp_path, layer="penultimate")
+        Move(replace(TINY, layer="penultimate"), convolutional)
 
 
 def test_how_often_the_discriminator_is_right_is_averaged(needs: dict[str, Any], tmp_path: Path) -> None:

@@ -218,6 +218,14 @@ class Move(Method):
         # A copy inside of the module, so that the segmenter can be exported as one network.
         self.encoder = copy.deepcopy(features.encoder()).eval().requires_grad_(False)
         width = self.encoder.token_width
+        if c.layer == "penultimate":
+            with torch.no_grad(), torch.device("cpu"):  # numbers are needed even where the weights are built without memory
+                found = frozen_maps(self.encoder, torch.zeros(1, 3, c.image_px, c.image_px), c.layer).shape[1]
+            if found != width:
+                raise ConfigError(
+                    f"layer=penultimate of these features has {found} channels, their last layer {width}.",
+                    expected="a network whose layers are all of one width, such as a ViT", do="--set layer=keys",
+                )
         self.net = SegmenterHead(width, features.patch_px, c.head_least, c.head_reduce, c.head_shallow, c.head_stride, c.head_rim)
         self.average = EMA(self.net)
         self.judge = Judge(c.discriminator, c.disc_width, c.disc_px or c.image_px, self.encoder, c.disc_enlarge)
@@ -253,12 +261,6 @@ class Move(Method):
 
     def begin(self, images: Any, run_dir: Path, say: Any) -> None:
         """Compute once the frozen features of all pictures (features.npy) and the masks to start from (pseudo_masks.npy)."""
-        width = self.maps(images.batch(np.arange(1)).to(self.right.device).float() / 255).shape[1]
-        if width != self.encoder.token_width:
-            raise ConfigError(
-                f"layer={self.config.layer} of these features has {width} channels, their last layer {self.encoder.token_width}.",
-                expected="a network whose layers are all of one width, such as a ViT", do="--set layer=keys",
-            )
         if self.config.crop_min == 1:
             self.cached = feature_file(run_dir / "features.npy", images, self.maps, self.config.cache_mb, say)
         if self.config.init != "none":
