@@ -315,5 +315,6 @@ def test_it_learns_heads_and_with_learning_rate_0_it_does_not(tmp_path: Path, mo
     bar = 0.75 * learned["chamfer"].baselines["ellipsoid"]  # which has the true box; size `small` gets below a third of it
     assert learned["chamfer"].value < bar < still["chamfer"].value
     assert learned["azimuth_correlation"].value > 0.7 > still["azimuth_correlation"].value
+    assert learned["thick_enough"].value >= still["thick_enough"].value  # a share of four shapes
     assert learned["thickness_error"].value < still["thickness_error"].value and learned["relief"].value > 0.6
     assert learned["area_error"].value < 0.2
