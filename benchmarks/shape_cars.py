@@ -24,10 +24,11 @@ CARS = (
     "even_azimuths=true",
     "ambient=(0.45,0.60)", "diffuse=(0.40,0.55)", "light_spread=(0.5,0.3,0.7)", "start=(0.45,0.45,0.45)", "start_lr_scale=10.0",
     "area=(0.05,0.45)", "thin_least=0.2", "rough_weight=10.0", "rough_scaled=true", "shared_lr_scale=5.0",
-    "real_pose_weight=2.0", "background_lr_scale=0.1", "hidden_weight=3.0", "lr=5e-4",
+    "real_pose_weight=2.0", "background_lr_scale=0.03", "hidden_weight=3.0", "lr=1e-3", "r1=0.2", "jitter_px=1",
+    "paint_levels=2", "paint_lr_scale=0.1", "shape_code=6", "texture_code=8", "code_weight=1.0",
 )  # fmt: skip
-FOUND = ("generator_lr_frac=1.0", "told_weight=2.0", "told_last_frac=0.25", "tight_weight=1.5", "hidden_weight=3.0")
-STEPS = {"shape_gan": 1200, "shape_autoencoder": 700}
+FOUND = ("generator_lr_frac=1.0", "told_weight=2.0", "told_last_frac=0.25", "tight_weight=1.5", "hidden_weight=3.0", "rough_weight=5.0")
+STEPS = {"shape_gan": 2400, "shape_autoencoder": 700}
 PLAIN = ("rough_scaled=false", "shared_lr_scale=0.0", "rough_weight=15.0")
 WITHOUT = "roughness not scaled, nothing shared"
 LOOSE = "tight_weight 0, 900 steps"

@@ -14,6 +14,7 @@ from selftaught.shape3d.mesh_generator import (
     Solids,
     Views,
     draw_lights,
+    enlarged,
     mirrored_angles,
     moved,
     pose_vector,
@@ -156,6 +157,19 @@ def test_what_is_shared_is_the_same_for_all_and_colours_are_each_objects_own() -
         made.shared.parts.zero_()
     steps = torch.cat([made.shared(codes), made.shared(codes)[..., :1]], 3).diff(dim=3).detach().abs()
     assert float(steps[..., -1].max()) <= float(steps[..., :-1].max()) + 1e-6
+
+
+def test_coarse_textures_are_enlarged_and_wrap_round() -> None:
+    torch.manual_seed(0)
+    fine, coarse = (MeshGenerator(16, 8, 12, (4, 3, 2), 8, True, math.radians(10), paint_levels=levels) for levels in (3, 1))
+    z = torch.randn(2, 9)
+    assert fine(z).texture.shape == coarse(z).texture.shape == (2, 3, 16, 24)
+    steps = [made(z).texture.diff(dim=3).abs().amax() / made(z).texture.std() for made in (fine, coarse)]
+    assert steps[1] < 0.7 * steps[0]  # neighbours differ less when there are fewer values
+    x = torch.zeros(1, 1, 2, 4)
+    x[..., 0] = 1.0
+    large = enlarged(x, 2)[0, 0, 0]
+    assert large.tolist() == [0.75, 0.75, 0.25, 0.0, 0.0, 0.0, 0.0, 0.25]  # the last column is next to the first
 
 
 def test_scaled_roughness_does_not_press_long_objects_together() -> None:

@@ -141,6 +141,29 @@ def test_real_pictures_are_made_smaller_by_plain_means() -> None:
     assert method().reduced(wanted) is wanted and method().reduced(torch.rand(1, 3, 20, 24)).shape == (1, 3, 16, 16)
 
 
+def test_both_sides_are_shifted_as_far_as_is_set() -> None:
+    dot = torch.zeros(64, 3, 16, 16)
+    dot[:, :, 8, 8] = 1.0
+
+    def reached(jitter_px: int) -> set[tuple[int, int]]:
+        seen = method(jitter_px=jitter_px).disturbed(dot).sum(1)
+        return {(int(x.argmax()) // 16 - 8, int(x.argmax()) % 16 - 8) for x in seen}
+
+    assert reached(0) == {(0, 0)}
+    assert reached(1) == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
+
+
+@pytest.mark.parametrize("changes", [{"jitter_px": -1}, {"paint_levels": 0}, {"paint_levels": 4}])
+def test_settings_that_cannot_be_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="they must be 1 to 3, and 0 or more"):
+        method(**changes)
+
+
+def test_textures_learn_at_their_own_rate() -> None:
+    rates = method(paint_lr_scale=0.25).players()["maker"].lr_scales
+    assert rates["paint"] == 0.25
+
+
 def test_estimates_are_kept_and_made_anew_when_they_do_not_fit(tmp_path: Path) -> None:
     angles = torch.tensor([[0.3, 0.1, -0.2], [-1.2, -0.1, 0.05], [2.5, 0.2, 0.0]])
     told = Told(rotation_from_angles(*angles.unbind(1)).numpy())

@@ -119,9 +119,15 @@ class Shared(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """Codes (B, D) to logits of textures (B, 3, 2 rows, 2 columns)."""
         own = torch.einsum("bck,khw->bchw", self.colours(codes).reshape(len(codes), 3, -1), self.parts)
-        found = padded(self.texture + own, True)
-        enlarged = functional.interpolate(found, scale_factor=2.0, mode="bilinear", align_corners=False)
-        return enlarged[..., 2:-2, 2:-2].float()
+        return enlarged(self.texture + own, 2)
+
+
+def enlarged(x: Tensor, times: int) -> Tensor:
+    """Maps (B, C, h, w) that wrap round, `times` as large, smoothly."""
+    if times == 1:
+        return x
+    found = functional.interpolate(padded(x, True), scale_factor=float(times), mode="bilinear", align_corners=False)
+    return found[..., times:-times, times:-times].float()
 
 
 class MeshGenerator(nn.Module):
@@ -132,7 +138,7 @@ class MeshGenerator(nn.Module):
 
     def __init__(
         self, px: int, rows: int, columns: int, codes: tuple[int, int, int], width: int, symmetric: bool, fov_rad: float,
-        start: tuple[float, float, float] = START, shared: bool = False, scaled: bool = False,
+        start: tuple[float, float, float] = START, shared: bool = False, scaled: bool = False, paint_levels: int = 3,
     ):  # fmt: skip
         super().__init__()
         if rows % 4 or columns % 4 or min(rows, columns) < 8 or px % 4:
@@ -149,7 +155,7 @@ class MeshGenerator(nn.Module):
         self.coarse = Decoder(codes[0], small, (2 * w, w), 1, True)
         self.fine = Decoder(codes[0], small, (2 * w, w, w), 1, True)
         self.axes = nn.Linear(codes[0], 3)
-        self.paint = Decoder(codes[0] + codes[1], small, (2 * w, w + w // 2, w, w // 2), 3, True)
+        self.paint = Decoder(codes[0] + codes[1], small, (2 * w, w + w // 2, w, w // 2)[: paint_levels + 1], 3, True)
         self.behind = Decoder(codes[2], (4, 4), (w, w // 2), 3, False)
         self.base = nn.Parameter(torch.tensor(start).log())
         self.centre = nn.Parameter(torch.zeros(3))
@@ -181,6 +187,7 @@ class MeshGenerator(nn.Module):
     def painted(self, codes: Tensor) -> Tensor:
         """Codes (B, D) to textures (B, 3, 2 rows, 2 columns)."""
         found = self.paint(codes)
+        found = enlarged(found, 2 * self.rows // found.shape[2])
         if self.shared is not None:
             found = found + self.shared(codes)
         return ((found + found.flip(3)) / 2 if self.symmetric else found).sigmoid()

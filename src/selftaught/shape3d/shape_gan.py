@@ -92,6 +92,8 @@ class ShapeGANConfig(TrainConfig):
     """Half axes of the ellipsoid that objects are at first: to the side, upwards and to the front, in half heights of the picture."""
     start_lr_scale: float = 1.0
     """Learning rate of those half axes, as a multiple of the generator's."""
+    paint_lr_scale: float = 1.0
+    """The same for the decoder of textures: below 1 what objects share, and colours of whole parts, come first."""
     background_lr_scale: float = 1.0
     """The same for the networks of the background: where it learns too well, it shows what belongs to objects."""
     shift: float = 0.02
@@ -104,6 +106,8 @@ class ShapeGANConfig(TrainConfig):
     """Deviation of the light's direction to the side and in height, and its mean height, where the direction to the camera is 1."""
     critic_lr_frac: float = 1.33
     """Learning rate of the discriminator, as a share of `lr`."""
+    jitter_px: int = 2
+    """Largest shift of all pictures before the discriminator sees them: it keeps it from learning few pictures by heart, and slows it."""
     r1: float = 2.0
     """Weight of half the squared gradient of the discriminator at real pictures (Mescheder et al. 2018)."""
     r1_every: int = 4
@@ -121,6 +125,8 @@ class ShapeGANConfig(TrainConfig):
     """Whether the extents of an object are made equal before its roughness is measured: otherwise it presses long objects together."""
     shared_lr_scale: float = 0.0
     """Learning rate of a shape and a texture that all objects share, as a multiple of the generator's; with 0 there are none."""
+    paint_levels: int = 3
+    """Doublings of the texture's decoder, from a quarter of `rows` on, at most 3; with fewer the texture is coarser, and enlarged."""
     area: tuple[float, float] = (0.15, 0.55)
     """Share of the picture that objects cover at least and at most."""
     area_weight: float = 20.0
@@ -303,11 +309,13 @@ class ShapeGAN(Method):
         c = config
         if c.px < 8 or c.px & (c.px - 1):
             raise ValueError(f"px is {c.px}; it must be a power of two from 8 on")
+        if not 1 <= c.paint_levels <= 3 or c.jitter_px < 0:
+            raise ValueError(f"paint_levels is {c.paint_levels} and jitter_px {c.jitter_px}; they must be 1 to 3, and 0 or more")
         if c.even_azimuths and not c.all_sides:
             raise ValueError("even_azimuths is for objects seen from all around; set all_sides as well")
         self.image_px = c.image_px
         codes = (c.shape_code, c.texture_code, c.background_code)
-        surface = (c.start, c.shared_lr_scale > 0, c.rough_scaled)
+        surface = (c.start, c.shared_lr_scale > 0, c.rough_scaled, c.paint_levels)
         self.maker = MeshGenerator(c.px, c.rows, c.columns, codes, c.width, c.symmetric, c.fov_rad, *surface)
         self.average = EMA(self.maker)
         self.critic = Critic(c.px, c.critic_width, c.shape_code + c.texture_code, c.all_sides)
@@ -330,7 +338,7 @@ class ShapeGAN(Method):
 
     def players(self) -> dict[str, Player]:
         c = self.config
-        scales = {"base": c.start_lr_scale, "behind": c.background_lr_scale, "shared": c.shared_lr_scale}
+        scales = {"base": c.start_lr_scale, "behind": c.background_lr_scale, "paint": c.paint_lr_scale, "shared": c.shared_lr_scale}
         return {
             "critic": self.main_player(self.critic, lr=c.lr * c.critic_lr_frac, betas=(0.0, 0.95), final_lr_frac=0.1),
             "maker": self.main_player(self.maker, betas=(0.0, 0.95), final_lr_frac=0.1, lr_scales=scales),
@@ -377,11 +385,10 @@ class ShapeGAN(Method):
         solids = maker(z)
         return z, solids, self.maker.render(solids, views)
 
-    @staticmethod
-    def disturbed(pictures: Tensor) -> Tensor:
-        """What the critic sees, real or made: shifted by up to 2 px, colours by up to 0.1, from [-1, 1]."""
-        B = len(pictures)
-        steps = draws.randint(5, B, 2) - 2
+    def disturbed(self, pictures: Tensor) -> Tensor:
+        """What the critic sees, real or made: shifted by up to `jitter_px`, colours by up to 0.1, from [-1, 1]."""
+        B, most = len(pictures), self.config.jitter_px
+        steps = draws.randint(2 * most + 1, B, 2) - most
         return moved(pictures, steps) * 2 - 1 + 0.2 * (2 * draws.rand(B, 3, 1, 1) - 1)
 
     def loss(self, batch: Real, player: str, progress: Progress) -> tuple[Tensor, Parts]:
