@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from selftaught.core.config import override
+from selftaught.core.errors import ConfigError
 from selftaught.data.evalset import open_eval
 from selftaught.method import EvalData, Progress, SeesViewpoints
 from selftaught.nets.renderer import Rendering, Topology, perspective_camera, render, rotation_from_angles, uv_sphere
@@ -249,6 +251,16 @@ def test_objects_start_as_the_ellipsoid_that_is_set() -> None:
     assert len(fast) == 1 and fast[0] is m.maker.base
     slow = sum(p.numel() for group in groups if group["lr_scale"] == 0.1 for p in group["params"])
     assert slow == sum(p.numel() for p in m.maker.behind.parameters())
+
+
+@pytest.mark.parametrize("setting", [
+    "px=12", "shape_code=0", "background_code=0", "texture_code=-1", "width=1", "critic_width=0", "r1_every=0", "fov_rad=0", "fov_rad=4",
+    "start=(0,1,1)", "start=(nan,1,1)", "elevation=(0.4,0.0)", "elevation=(nan,0.3)", "area=(0.6,0.2)", "area=(-3,-2)", "ambient=(nan,0.2)",
+    "diffuse=(0.9,0.2)", "shared_lr_scale=-1", "start_lr_scale=-1", "pose_weight=-1", "rough_weight=-5", "ema=1.5", "ema=-0.5", "shift=-1",
+])  # fmt: skip
+def test_settings_that_cannot_work_are_refused_by_name(setting: str) -> None:
+    with pytest.raises(ConfigError, match=f"{setting.partition('=')[0]} is"):
+        override(TINY, [setting])
 
 
 def test_flips_mirror_estimates_with_their_pictures(tmp_path: Path) -> None:
