@@ -446,6 +446,11 @@ def test_settings_that_would_spoil_the_weights_are_refused(setting: str, data: P
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+def test_a_number_of_a_pair_that_is_not_finite_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="depth_range is"):
+        start("unsup3d", data, tmp_path / "run", 2, "depth_range=(0.9,inf)")
+
+
 def test_a_run_of_an_earlier_version_goes_on(data: Path, tmp_path: Path) -> None:
     """Its config.json lacks settings that came later; with their defaults it is the same run."""
     run = start("simclr", data, tmp_path / "run", 3)

@@ -169,6 +169,25 @@ def test_the_page_holds_everything_and_asks_for_nothing(run: tuple[Path, Path], 
     np.testing.assert_allclose(np.asarray(texture) / 255, shape.texture[0].permute(1, 2, 0), atol=0.003)
 
 
+def test_the_camera_of_the_page_holds_the_largest_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two:
+        image_px = 8
+
+        def reconstruct(self, images: torch.Tensor) -> Shapes:
+            shape = ball()
+            both = {k: torch.cat([v, v]) for k, v in shape._asdict().items() if v is not None and k not in ("faces", "uv")}
+            return shape._replace(**both | {"points": torch.cat([shape.points, 1.6 * shape.points])})
+
+        def provider(self, capability: str) -> Two:
+            return self
+
+    monkeypatch.setattr("selftaught.reconstruct.load_capable", lambda run, capability: Two())
+    pictures = [np.zeros((8, 8, 3), np.uint8)] * 2
+    page = (reconstruct("run", pictures, tmp_path / "out", px=16, quiet=True) / "index.html").read_text()
+    told = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+    assert told["focal"] * 1.6 / told["distance"] < 1
+
+
 def test_a_name_cannot_end_the_script_of_the_page() -> None:
     shown = [Shown("</script><b>", torch.rand(3, 8, 8), ball()._replace(background=torch.rand(1, 3, 8, 8)))]
     page = orbit_page(shown, 5.0, 4.0, True)

@@ -232,12 +232,12 @@ def segment(
 
 
 def reconstruct(run: Run, data: Data, *, out: str, px: Annotated[int, arg(metavar="PX")] = 160, limit: Limit = None) -> None:
-    """Write the solid object in each picture: a textured GLB, a turntable GIF, depth, and the poses of all.
+    """Write the solid object in each picture: a textured GLB, a turntable GIF, depth; the poses of all, and a page that turns them.
 
     Args:
         run: Folder of the run.
         data: Pictures of one object each.
-        out: Folder for KEY.glb, KEY.gif, KEY.depth.png and poses.json.
+        out: Folder for KEY.glb, KEY.gif, KEY.depth.png, poses.json and index.html.
         px: Side of the turntable's frames in pixels.
         limit: Take the first N pictures only.
     """

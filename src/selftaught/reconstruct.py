@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from selftaught.apply import Walk, load_capable
-from selftaught.core.atomic import replacing, write_bytes
+from selftaught.core.atomic import write_bytes
 from selftaught.core.config import write_json
 from selftaught.core.errors import ConfigError
 from selftaught.data.sources import open_data
@@ -44,9 +44,9 @@ def reconstruct(
 
     index.html turns the objects (the first 100), lets them wear each other's textures, and needs no other file.
 
-    KEY.gif: the object from `FRAMES` sides at `px` pixels. KEY.depth.png: 16 bits, 0 where there is no object, else depth from
-    the nearest (1) to
-    the farthest (65535) of `depth_range` in poses.json. Raises RunError for a run that cannot reconstruct, ConfigError without trimesh.
+    KEY.gif: the object from `FRAMES` sides at `px` pixels. KEY.depth.png: 16 bits, 0 where there is no object, else depth from the
+    nearest (1) to the farthest (65535) of `depth_range` in poses.json.
+    Raises RunError for a run that cannot reconstruct, ConfigError without trimesh.
     """
     if importlib.util.find_spec("trimesh") is None:
         raise ConfigError(
@@ -77,7 +77,9 @@ def reconstruct(
     write_json(folder / "poses.json", {"convention": CONVENTION, "pictures": poses})
     if shown:
         first = shown[0].shape
-        page = orbit_page(shown, *framing(first), not is_open(first.points[0], first.faces))
+        # All are seen by one camera: that which holds the largest.
+        distance, focal = max((framing(one.shape) for one in shown), key=lambda camera: camera[0] / camera[1])
+        page = orbit_page(shown, distance, focal, not is_open(first.points[0], first.faces))
         write_bytes(folder / "index.html", page.encode(), durable=False)
     return folder
 
@@ -98,9 +100,7 @@ def framing(shape: Shapes) -> tuple[float, float]:
 
 def write_one(stem: Path, shape: Shapes, px: int) -> dict[str, Any]:
     """Write the files of one object and return its pose; `shape` is a batch of one."""
-    beside = stem.with_name(f"{stem.name}.glb")
-    with replacing(beside, durable=False) as path:
-        path.write_bytes(glb(shape))
+    write_bytes(stem.with_name(f"{stem.name}.glb"), glb(shape), durable=False)
     write_bytes(stem.with_name(f"{stem.name}.gif"), gif(turntable(shape, px)), durable=False)
     depth = shape.depth[0].numpy()
     seen = depth > 0

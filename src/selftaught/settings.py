@@ -104,8 +104,9 @@ def choose_device(device: str, method: type[Method]) -> str:
 def check_numbers(config: TrainConfig, players: Mapping[str, Player]) -> None:
     """Raise ConfigError for settings with which finite gradients could still make weights that are not finite."""
     for name, value in vars(config).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{name} is {value}.", expected="a finite number")
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(math.isfinite(one) for one in numbers if isinstance(one, float)):
+            raise ConfigError(f"{name} is {value}.", expected="finite numbers" if isinstance(value, tuple) else "a finite number")
     if config.max_skips < 0:
         raise ConfigError(f"max_skips is {config.max_skips}.", expected="0 or more")
     for name, player in players.items():

@@ -168,6 +168,25 @@ def test_a_refusal_by_the_config_itself_is_a_config_error() -> None:
         cfg.override(Picky(), ["size=0"])
 
 
+def test_a_number_outside_of_its_range_is_named() -> None:
+    @dataclass(frozen=True)
+    class Picky:
+        count: int = 1
+        share: tuple[float, float] = (0.2, 0.8)
+
+        def __post_init__(self) -> None:
+            cfg.refuse_outside(self, "count", 1)
+            cfg.refuse_outside(self, "count share", 0, 7)
+
+    assert cfg.override(Picky(), ["count=7", "share=(0,7)"]).count == 7
+    for text, message in (
+        ("count=0", "count is 0; it must be at least 1"), ("count=8", "count is 8; it must be from 0 to 7"),
+        ("share=(0.1,-1)", r"share is \(0.1, -1.0\); it must be from 0 to 7"), ("share=(nan,1)", "share is"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            cfg.override(Picky(), [text])
+
+
 def test_a_field_without_default_must_be_given() -> None:
     @dataclass(frozen=True)
     class Strict:

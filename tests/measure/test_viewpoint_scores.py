@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from selftaught.measure.viewpoint import (
     circular_correlation,
     common_frame,
     geodesic_rad,
+    known_views,
     rotation_scores,
 )
 from selftaught.nets.renderer import rotation_from_angles
@@ -113,3 +116,13 @@ def test_correlation_around_the_circle_is_the_sum_over_pairs() -> None:
     assert own.value == pytest.approx(wanted, abs=1e-9) and own.value > 0.85
     assert circular_correlation(-found, true).value == pytest.approx(own.baselines["mirrored"]) == pytest.approx(-wanted)
     assert circular_correlation(np.full(40, 2.0), true).value == 0
+
+
+FEW = "known of 7 test pictures alone (8 are needed)"
+
+
+@pytest.mark.parametrize(("views", "says"), [(None, "not known of all"), ([0] * 7, FEW), ([0] * 8, "")])
+def test_too_few_known_viewpoints_are_said(views: list[int] | None, says: str) -> None:
+    data = SimpleNamespace(test=SimpleNamespace(views=lambda: views), notes=[])
+    assert known_views(data) == (None if says else views)
+    assert len(data.notes) == bool(says) and all(says in note for note in data.notes)

@@ -219,7 +219,8 @@ def test_settings_that_do_not_fit_are_said() -> None:
         Cad(TINY, {"masks": bare})
     with pytest.raises(ConfigError, match="for the Faster R-CNN"):
         Cad(replace(TINY, weights="x.safetensors"), {"masks": Bright()}).start(print)
-    for wrong in ({"nms_iou": 0.0}, {"score_min": 1.0}, {"max_boxes": 0}, {"rcnn_min_px": (0,)}, {"jitter": 1.5}):
+    sides = ({"rcnn_min_px": (0,)}, {"rcnn_min_px": ()})
+    for wrong in ({"nms_iou": 0.0}, {"score_min": 1.0}, {"max_boxes": 0}, *sides, {"jitter": 1.5}, {"crop_min": 2.0}):
         with pytest.raises(ValueError):
             replace(TINY, **wrong)
 

@@ -278,6 +278,9 @@ def test_settings_that_make_no_sense(features: Any) -> None:
     for wrong in ({"gap": 9}, {"gap": 0}, {"others": 0}, {"noise": 0.0}):
         with pytest.raises(ValueError, match="gap must be"):
             MoveVideoConfig(**wrong)
+    for named in ({"every": 0}, {"cue_drop": 2.0}, {"ema": -0.5}, {"area_price": -1.0}, {"shift_frac": 3.0}, {"disc_width": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(named))} is"):
+            MoveVideoConfig(**named)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="learned at 32 px"):
         MoveVideo(replace(TINY, image_px=64), {"features": features})
     with pytest.raises(ConfigError, match="needs learned features"):

@@ -266,9 +266,10 @@ def test_what_is_given_stays_as_it_was() -> None:
     assert all(not p.requires_grad for p in frozen.net.encoder.parameters())
 
 
-@pytest.mark.parametrize(
-    "changes", [{"queries": 0}, {"decoder_depth": 0}, {"decoder_width": 18}, {"jitter": 5.0}, {"correct_weight": 2.0}, {"taus": (2.0,)}]
-)
+@pytest.mark.parametrize("changes", [
+    {"queries": 0}, {"decoder_depth": 0}, {"decoder_width": 18}, {"jitter": 5.0}, {"correct_weight": 2.0}, {"taus": (2.0,)},
+    {"crop_min": -1.0}, {"crop_min": 2.0}, {"encoder_lr_frac": -1.0}, {"ema": -0.5},
+])  # fmt: skip
 def test_settings_that_cannot_be_trained_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises((ValueError, ConfigError)):
         replace(TINY, **changes)

@@ -243,7 +243,7 @@ def test_settings_that_do_not_fit_are_said() -> None:
     with pytest.raises(ConfigError, match="weights are for the ResNet"):
         Solo(replace(TINY, weights="x.safetensors"), {"masks": Coarse()}).start(print)
     wrongs: list[Any] = [{"grids": ()}, {"grids": (4, 2)}, {"max_masks": 0}, {"depth": -1}, {"score_min": 1.5}, {"sigma": -1.0}]
-    for wrong in [*wrongs, {"jitter": 1.5}, {"crop_min": 0.0}, {"crop_min": 1.1}, {"width": 1}]:
+    for wrong in [*wrongs, {"jitter": 1.5}, {"crop_min": 0.0}, {"crop_min": 1.1}, {"width": 1}, {"pair_weight": -1.0}, {"max_width": 0.0}]:
         with pytest.raises(ValueError):
             replace(TINY, **wrong)
 

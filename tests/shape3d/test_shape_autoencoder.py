@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from selftaught.core.config import override
 from selftaught.core.errors import ConfigError
 from selftaught.method import Progress, Reconstructs, SeesViewpoints
 from selftaught.reconstruct import is_open
@@ -23,7 +24,7 @@ from selftaught.shape3d.shape_autoencoder import (
     picture_error,
 )
 from selftaught.shape3d.shape_gan import Real, ShapeGAN
-from selftaught.shape3d.solid_scores import mask_iou, proportions
+from selftaught.shape3d.solid_scores import mask_iou, proportions, untrained_of
 
 TINY = ShapeAutoencoder.sizes["tiny"]
 
@@ -133,9 +134,29 @@ def test_the_generator_goes_on_learning_but_not_its_background() -> None:
     assert last > first, "real pictures count more and more"
 
 
+def test_untrained_baselines_know_what_training_was_told_before_its_first_step() -> None:
+    made = generator()
+    for maker in (made.maker, made.averaged):
+        maker.ground.fill_(-0.6)
+    other, m = untrained_of(made, 3), method(made)
+    assert float(other.averaged.ground[0]) == pytest.approx(-0.6)
+    assert not torch.equal(other.averaged.paint.leave.weight, made.averaged.paint.leave.weight)
+    fresh = untrained_of(m, 3)
+    torch.testing.assert_close(fresh.encoder.centres, m.encoder.centres)
+    assert not torch.equal(fresh.encoder.code.weight, m.encoder.code.weight)
+
+
 def test_what_is_no_generator_is_refused() -> None:
     with pytest.raises(ConfigError, match="shape_gan"):
         ShapeAutoencoder(TINY, {"generator": torch.nn.Identity()})
+
+
+@pytest.mark.parametrize(
+    "setting", ["hypotheses=0", "width=0", "generator_lr_frac=-1", "made_frac=5", "real_weight=-1", "told_last_frac=nan"]
+)
+def test_settings_that_cannot_work_are_refused_by_name(setting: str) -> None:
+    with pytest.raises(ConfigError, match=f"{setting.partition('=')[0]} is"):
+        override(TINY, [setting])
 
 
 def made_pictures(made: ShapeGAN, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -67,6 +67,17 @@ def override(config: C, assignments: Iterable[str]) -> C:
     return config
 
 
+def refuse_outside(config: Any, names: str, low: float, high: float = math.inf) -> None:
+    """Raise ValueError for the first of the settings `names`, with spaces between, of which a number is not from `low` to `high`, or NaN.
+
+    For `__post_init__`: who builds a config from text turns it into a ConfigError.
+    """
+    for name in names.split():
+        value = getattr(config, name)
+        if not all(low <= one <= high for one in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"{name} is {value}; it must be " + (f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"))
+
+
 def digest(obj: Any) -> str:
     """Return the first 16 hex digits of the sha256 of the canonical JSON of a config or any JSON value."""
     text = json.dumps(_plain(obj, keep=True), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -156,7 +167,7 @@ def write_error(path: Path, size_bytes: int, error: OSError) -> RunError:
         return RunError(
             f"The disk is full: cannot write {size_bytes} bytes to {path}.",
             why=why,
-            do="Free some space, then run the same command again; it continues from the last checkpoint.",
+            do="Free some space, then run the same command again; a training goes on from its last checkpoint.",
             exit_code=EXIT_DISK,
         )
     return RunError(f"Cannot write {size_bytes} bytes to {path}.", why=why, do="Check the folder and its permissions.")

@@ -9,12 +9,13 @@ import math
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from selftaught.core.atomic import replacing
 from selftaught.core.errors import DataError
 
 MAX_RATIO = 200
@@ -125,3 +126,37 @@ def _memory_bytes() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not a POSIX system
         return 2**40
+
+
+def read_kept(
+    path: Path, shape: tuple[int, ...], dtype: Any, say: Callable[[str], None], mapped: bool = False
+) -> np.ndarray[Any, Any] | None:
+    """What a run kept in a file: an array of `dtype` and `shape`, where -1 is any size. None, and a word, where it does not fit.
+
+    `mapped`: read from the disk as it is needed; otherwise numbers that are not finite do not fit either.
+    """
+    if not path.exists():
+        return None
+    try:
+        kept = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile):  # damaged, or another kind of file
+        kept = None
+    if isinstance(kept, np.ndarray) and kept.dtype == dtype and kept.ndim == len(shape):
+        fits = all(wanted in (-1, size) for wanted, size in zip(shape, kept.shape, strict=True))
+        if fits and (mapped or bool(np.isfinite(kept).all())):
+            return kept
+    say(f"{path.name} does not fit the pictures; it is made again")
+    return None
+
+
+def kept_array(
+    path: Path, shape: tuple[int, ...], make: Callable[[], np.ndarray[Any, Any]], say: Callable[[str], None]
+) -> np.ndarray[Any, Any]:
+    """A float32 array from a file when it is there and fits; made, and kept there, otherwise."""
+    kept = read_kept(path, shape, np.float32, say)
+    if kept is not None:
+        return kept
+    found = make().astype(np.float32)
+    with replacing(path) as temp:
+        np.save(temp, found)
+    return found

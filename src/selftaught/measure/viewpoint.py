@@ -14,8 +14,20 @@ import numpy as np
 from selftaught.measure.score import Score, score_of
 
 Array = np.ndarray
+FEWEST_SCORED = 8
+"""Fewest test pictures with known viewpoints that are scored."""
 _CANDIDATES = 300
 _GRID = np.deg2rad(np.arange(360.0))
+
+
+def known_views(data: Any) -> list[Any] | None:
+    """What is true of the views of an `EvalData`'s test pictures; None, and a note in it that says why, where that cannot be scored."""
+    views: list[Any] | None = data.test.views()
+    if views is not None and len(views) >= FEWEST_SCORED:
+        return views
+    known = "not known of all test pictures" if views is None else f"known of {len(views)} test pictures alone ({FEWEST_SCORED} are needed)"
+    data.notes.append(f"viewpoints are {known}, so they could not be scored")
+    return None
 
 
 def geodesic_rad(first: Any, second: Any) -> Array:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.core import draws
+from selftaught.core.config import refuse_outside
 from selftaught.core.errors import ConfigError
 from selftaught.data.augment import color_jitter, crop_resize, hflip, random_resized_crop_params
 from selftaught.measure.box_rules import FoundBoxes
@@ -82,12 +83,12 @@ class CadConfig(TrainConfig):
     """Faster R-CNN: largest side."""
 
     def __post_init__(self) -> None:
-        if min(self.max_boxes, self.width, self.detections, self.rcnn_max_px, *self.rcnn_min_px) < 1 or self.depth < 0:
+        if min(self.max_boxes, self.width, self.detections, self.rcnn_max_px, *(self.rcnn_min_px or (0,))) < 1 or self.depth < 0:
             raise ValueError("max_boxes, width, detections and the sides must be at least 1, depth at least 0")
         if not (0 <= self.score_min < 1 and 0 < self.nms_iou <= 1 and 0 <= self.min_score <= 1 and 0 <= self.min_area <= 1):
             raise ValueError("score_min must be in [0, 1), nms_iou in (0, 1], min_score and min_area in [0, 1]")
-        if self.jitter > 1:
-            raise ValueError(f"jitter must be at most 1, got {self.jitter}: colours would be turned into their opposites")
+        refuse_outside(self, "jitter", 0, 1)  # above 1 colours would be turned into their opposites
+        refuse_outside(self, "crop_min", 1e-3, 1)
 
 
 def moved_boxes(boxes: Tensor, crops: Tensor, flips: Tensor, side_px: float, out_px: float) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.core.atomic import replacing
+from selftaught.data.npy import read_kept
 from selftaught.nets.discriminators import PatchDiscriminator, PixelDiscriminator, ProjectedDiscriminator
 from selftaught.segmentation.border import colour_contrast, feature_contrast
 
@@ -105,14 +106,9 @@ def feature_file(
 
     `make` turns (B, 3, S, S) pictures in [0, 1] into (B, E, h, w). Returns None when they need more than `limit_mb`.
     """
-    if path.exists():
-        try:
-            kept: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError):  # damaged, or another kind of file
-            kept = np.zeros(0)
-        if kept.ndim == 4 and len(kept) == len(images) and kept.dtype == np.float16:
-            return kept
-        say(f"{path.name} does not fit the pictures; it is made again")
+    kept = read_kept(path, (len(images), -1, -1, -1), np.float16, say, mapped=True)
+    if kept is not None:
+        return kept
     N = len(images)
 
     def batch(start: int) -> np.ndarray[Any, Any]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.core import draws
+from selftaught.core.config import refuse_outside
 from selftaught.core.errors import ConfigError
 from selftaught.data.clip_truth import ClipTest
 from selftaught.measure.baselines import centre_box
@@ -75,7 +76,7 @@ class MoveVideoConfig(TrainConfig):
     gap: int = 2
     """Frames between those of a window that are compared: every `gap`-th one is."""
     others: int = 4
-    """Frames that each frame is compared with, the closest ones."""
+    """Frames that each frame is compared with, the closest ones; never more than the others of a window, (window - 1) // gap of them."""
     motion: Motion = "affine"
     """How the ground moves from frame to frame: none, translation, similarity, or affine."""
     noise: float = 0.05
@@ -122,6 +123,10 @@ class MoveVideoConfig(TrainConfig):
     def __post_init__(self) -> None:
         if not 1 <= self.gap < self.window or self.others < 1 or self.noise <= 0:
             raise ValueError("gap must be at least 1 and less than window, others at least 1, noise positive")
+        refuse_outside(self, "every head_least head_stride disc_width", 1)
+        refuse_outside(self, "fps head_reduce head_shallow disc_px disc_lr_frac jitter", 0)
+        refuse_outside(self, "prediction_weight area_price adversarial_weight least_weight binary_weight", 0)
+        refuse_outside(self, "cue_drop shift_frac least_area ramp_frac ema", 0, 1)
 
     @property
     def width_px(self) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from selftaught.core.atomic import replacing
 from selftaught.core.errors import ConfigError
+from selftaught.data.npy import read_kept
 from selftaught.measure.box_rules import BoxRule, FoundBoxes, boxes_of
 from selftaught.measure.boxes import mask_to_box
 
@@ -69,14 +70,9 @@ def pseudo_box_file(
     `make` turns (B, 3, S, S) pictures in [0, 1] into boxes in pixels; the `count` first of each picture are kept.
     Returns (N, count, 5) float32: x0, y0, x1, y1 as shares of the picture, and the score; zeros where there is none.
     """
-    if path.exists():
-        try:
-            kept: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError):  # damaged, or another kind of file
-            kept = np.zeros(0)
-        if kept.shape == (len(images), count, 5) and kept.dtype == np.float32 and np.isfinite(kept).all():
-            return kept
-        say(f"{path.name} does not fit the pictures; it is made again")
+    kept = read_kept(path, (len(images), count, 5), np.float32, say)
+    if kept is not None:
+        return kept
     rows = np.zeros((len(images), count, 5), np.float32)
     for start in range(0, len(images), batch_size):
         batch = images.batch(np.arange(start, min(start + batch_size, len(images)))).float() / 255

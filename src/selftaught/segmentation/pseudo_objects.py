@@ -12,6 +12,7 @@ from torch import Tensor
 
 from selftaught.core.atomic import replacing
 from selftaught.core.errors import ConfigError
+from selftaught.data.npy import read_kept
 from selftaught.nets.components import connected_components
 from selftaught.segmentation.freesolo import allowed
 from selftaught.segmentation.many import PatchObjects, best_first
@@ -74,14 +75,9 @@ def pseudo_object_file(
     bits of each mask row by row, read from the disk as they are needed; `unpacked` gives masks again.
     """
     shape = (len(images), count, -(-side * side // 8))
-    if path.exists():
-        try:
-            kept: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError):  # damaged, or another kind of file
-            kept = np.zeros(0)
-        if kept.shape == shape and kept.dtype == np.uint8:
-            return kept
-        say(f"{path.name} does not fit the pictures; it is made again")
+    kept = read_kept(path, shape, np.uint8, say, mapped=True)
+    if kept is not None:
+        return kept
     found = np.zeros(len(images), np.int64)
     with replacing(path) as temp, open(temp, "wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -93,8 +89,8 @@ def pseudo_object_file(
             if (start // batch_size) % 32 == 31:
                 say(f"pseudo-masks of {start + len(masks)} of {len(images)} pictures")
     say(f"pseudo-masks: {found.sum()} in {len(images)} pictures, {(found == 0).sum()} of them without any")
-    kept = np.load(path, mmap_mode="r", allow_pickle=False)
-    return kept
+    made: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return made
 
 
 def unpacked(rows: np.ndarray[Any, Any], side: int) -> Tensor:

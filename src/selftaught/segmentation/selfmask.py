@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.core import draws
+from selftaught.core.config import refuse_outside
 from selftaught.core.errors import ConfigError
 from selftaught.core.launch import divisor, gather, mean_rows, rows_before
 from selftaught.data.augment import color_jitter, crop_resize, hflip, random_resized_crop_params
@@ -75,8 +76,9 @@ class SelfMaskConfig(TrainConfig):
     def __post_init__(self) -> None:
         if self.queries < 1 or self.decoder_depth < 1 or self.decoder_width < 4 or self.decoder_width % 4:
             raise ValueError("queries and decoder_depth must be at least 1, decoder_width a multiple of 4")
-        if self.jitter > 1 or not 0 <= self.correct_weight <= 1:
-            raise ValueError("jitter must be at most 1, correct_weight in [0, 1]")
+        refuse_outside(self, "jitter correct_from correct_weight ema", 0, 1)
+        refuse_outside(self, "crop_min", 1e-3, 1)
+        refuse_outside(self, "encoder_lr_frac", 0)
         for tau in self.taus:
             check_graph(tau, 1e-5)
 

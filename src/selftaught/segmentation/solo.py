@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.core import draws
+from selftaught.core.config import refuse_outside
 from selftaught.core.errors import ConfigError
 from selftaught.data.augment import color_jitter, crop_resize, hflip, random_resized_crop_params
 from selftaught.data.image_ops import resample
@@ -117,13 +118,17 @@ class SoloConfig(TrainConfig):
         counts = (self.width, self.mask_width, self.kernels, self.max_masks, self.candidates, self.max_objects, *self.grids)
         if not self.grids or min(counts) < 1 or self.width < 2 or self.depth < 0:
             raise ValueError("there must be a grid; grids, kernels and counts must be at least 1, width at least 2, depth at least 0")
-        if self.jitter > 1 or not 0 < self.crop_min <= 1:
-            raise ValueError(f"jitter must be at most 1 and crop_min in (0, 1], got {self.jitter} and {self.crop_min}")
+        refuse_outside(self, "jitter smallest largest", 0, 1)
+        refuse_outside(self, "crop_min", 1e-3, 1)
+        refuse_outside(self, "max_width", 1e-3)
+        refuse_outside(self, "mean_weight pair_weight embed_weight", 0)
         if not len(self.grids) == len(self.smallest) == len(self.largest):
             raise ValueError("grids, smallest and largest must have one number per grid")
+        if any(low > high for low, high in zip(self.smallest, self.largest, strict=True)):
+            raise ValueError(f"a grid would learn nothing: smallest {self.smallest} is above largest {self.largest}")
         shares = (self.min_score, self.min_area, self.score_min, self.update_min, self.shown_min, self.pair_from, self.pair_warmup_frac)
-        if not all(0 <= share <= 1 for share in shares) or min(self.centre_frac, self.max_width, self.sigma) < 0:
-            raise ValueError("scores, areas and shares must be in [0, 1], centre_frac, max_width and sigma at least 0")
+        if not all(0 <= share <= 1 for share in shares) or min(self.centre_frac, self.sigma) < 0:
+            raise ValueError("scores, areas and shares must be in [0, 1], centre_frac and sigma at least 0")
 
 
 class SoloNet(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from selftaught.core.atomic import replacing
+from selftaught.data.npy import read_kept
 from selftaught.segmentation.cut import centred, unit_rows
 
 
@@ -99,14 +100,9 @@ def pseudo_mask_file(
     `make` turns (B, 3, S, S) pictures in [0, 1] into (B, h, w) masks in [0, 1]. Returns (N, h, w) uint8, 0 to 255, read from the disk
     as they are needed.
     """
-    if path.exists():
-        try:
-            kept: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError):  # damaged, or another kind of file
-            kept = np.zeros(0)
-        if kept.ndim == 3 and len(kept) == len(images) and kept.dtype == np.uint8:
-            return kept
-        say(f"{path.name} does not fit the pictures; it is made again")
+    kept = read_kept(path, (len(images), -1, -1), np.uint8, say, mapped=True)
+    if kept is not None:
+        return kept
     with replacing(path) as temp, open(temp, "wb") as file:
         for start in range(0, len(images), batch_size):
             batch = images.batch(np.arange(start, min(start + batch_size, len(images)))).float() / 255

@@ -1,5 +1,4 @@
-"""Viewpoints on a circle from what pictures look like: a graph of neighbours, its eigenvectors, small turns, and a closed
-curve through all.
+"""Viewpoints on a circle from what pictures look like: a graph of neighbours, its eigenvectors, small turns, a closed curve through all.
 
 Shared words: `features` (N, D) float64 of N pictures, `angle` (N,) in radians. Nothing here sees a true viewpoint.
 """
@@ -169,8 +168,7 @@ def integrate(graph: Neighbours, change: Array, count: int, scale: float) -> tup
     """Angles (N,) whose differences agree best with scale * change along the edges, and how well (the top eigenvalue, at most 1).
 
     Angular synchronisation (Singer 2011): the top eigenvector u of D^(-1/2) H D^(-1/2), H_ij = w_ij exp(i (phi_i - phi_j));
-    all paths through
-    the graph count at once.
+    all paths through the graph count at once.
     """
     matrix = normalised(graph, np.exp(-1j * np.clip(scale * change, -math.pi, math.pi)), count)
     values, vectors = leading(matrix, 1)
@@ -247,8 +245,7 @@ def unfold(features: Array, twice: Array, white: bool) -> Array:
     Once what depends on 2 phi is taken away, features are s w(phi0) with phi0 = 2 phi / 2, s = +-1 and w of odd harmonics, so that
     residual x (cos phi0, sin phi0) has a part whose sign is s. Its top principal component shows it. More odd harmonics would add
     components of the same size whose sign also changes along the circle. white: residuals in units of their own covariance,
-    which is better where
-    most of them are background, and worse elsewhere.
+    which is better where most of them are background, and worse elsewhere.
     """
     even = basis(twice, 3)
     rest = features - even @ np.linalg.lstsq(even, features, rcond=None)[0]
@@ -363,8 +360,7 @@ def find_way(
     """The best way round the circle, chosen without truth, and all that were compared last.
 
     What a first, rough way says of the features (which of them change along the circle, and which do not, such as backgrounds)
-    makes a better
-    measure of likeness, and so a better graph: that is done `looks` times.
+    makes a better measure of likeness, and so a better graph: that is done `looks` times.
     """
     project = np.eye(features.shape[1])[:, :_COMPARED]
     found: list[Way] = []

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selftaught.core import draws
+from selftaught.core.config import refuse_outside
 from selftaught.core.errors import ConfigError
 from selftaught.measure.score import Score
 from selftaught.method import EvalData, Method, Parts, Picture, Player, Progress, Shapes, TrainConfig
@@ -69,6 +70,12 @@ class ShapeAutoencoderConfig(TrainConfig):
     """What is left of `told_weight` at the end, as a share; it falls evenly. Below 1 pictures correct the estimates."""
     spread_weight: float = 0.02
     """Weight of the hypotheses being used alike, over a batch of real pictures."""
+
+    def __post_init__(self) -> None:
+        refuse_outside(self, "hypotheses width", 1)
+        refuse_outside(self, "generator_lr_frac real_weight code_weight prior_weight tight_weight hidden_weight rough_weight", 0)
+        refuse_outside(self, "told_weight told_last_frac spread_weight", 0)
+        refuse_outside(self, "made_frac", 0, 1)
 
 
 class Found(NamedTuple):

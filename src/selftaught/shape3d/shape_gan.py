@@ -15,7 +15,7 @@ Cost at `small`: about 0.1 s per step of 16 pictures of 32 px on one core.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selftaught.core import draws
-from selftaught.core.atomic import replacing
+from selftaught.core.config import refuse_outside
+from selftaught.data.npy import kept_array
 from selftaught.measure.score import Score
 from selftaught.measure.viewpoint import angles_of
 from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, TrainConfig
@@ -143,6 +144,26 @@ class ShapeGANConfig(TrainConfig):
     ema: float = 0.998
     """Momentum of the average of the generator, which makes what is shown and scored."""
 
+    def __post_init__(self) -> None:
+        if self.px < 8 or self.px & (self.px - 1):
+            raise ValueError(f"px is {self.px}; it must be a power of two from 8 on")
+        if self.even_azimuths and not self.all_sides:
+            raise ValueError("even_azimuths is for objects seen from all around; set all_sides as well")
+        refuse_outside(self, "shape_code background_code critic_width r1_every", 1)
+        refuse_outside(self, "width", 2)
+        refuse_outside(self, "texture_code pose_noise_rad azimuth_error_rad shift ambient diffuse", 0)
+        refuse_outside(self, "start_lr_scale paint_lr_scale background_lr_scale shared_lr_scale critic_lr_frac jitter_px", 0)
+        refuse_outside(self, "paint_levels", 1, 3)
+        refuse_outside(self, "r1 pose_weight real_pose_weight code_weight rough_weight", 0)
+        refuse_outside(self, "area_weight frame_weight thin_weight hidden_weight", 0)
+        refuse_outside(self, "area thin_least ema", 0, 1)
+        refuse_outside(self, "start", 1e-3, 1e3)
+        refuse_outside(self, "fov_rad", 1e-3, 3)
+        refuse_outside(self, "elevation", -1.5, 1.5)
+        for name in ("area", "elevation", "ambient", "diffuse"):
+            if getattr(self, name)[0] > getattr(self, name)[1]:
+                raise ValueError(f"{name} is {getattr(self, name)}; the first number must not be above the second")
+
 
 class Real(NamedTuple):
     """A batch of real pictures, and viewpoints for as many made ones."""
@@ -204,22 +225,6 @@ def held(module: nn.Module) -> Iterator[None]:
     finally:
         for p in parameters:
             p.requires_grad_(True)
-
-
-def kept_array(path: Path, shape: tuple[int, ...], make: Callable[[], np.ndarray[Any, Any]], say: Any) -> np.ndarray[Any, Any]:
-    """A float32 array from a file when it is there and fits; made, and kept there, otherwise."""
-    if path.exists():
-        try:
-            kept: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError):  # damaged, or another kind of file
-            kept = np.zeros(0)
-        if kept.shape == shape and kept.dtype == np.float32 and bool(np.isfinite(kept).all()):
-            return kept
-        say(f"{path.name} does not fit the pictures; it is made again")
-    found = make().astype(np.float32)
-    with replacing(path) as temp:
-        np.save(temp, found)
-    return found
 
 
 def mirror_plane(azimuth: np.ndarray[Any, Any], mirrored: np.ndarray[Any, Any]) -> tuple[float, float]:
@@ -307,12 +312,6 @@ class ShapeGAN(Method):
     def __init__(self, config: ShapeGANConfig, needs: Mapping[str, Any] | None = None):
         super().__init__(config, needs)
         c = config
-        if c.px < 8 or c.px & (c.px - 1):
-            raise ValueError(f"px is {c.px}; it must be a power of two from 8 on")
-        if not 1 <= c.paint_levels <= 3 or c.jitter_px < 0:
-            raise ValueError(f"paint_levels is {c.paint_levels} and jitter_px {c.jitter_px}; they must be 1 to 3, and 0 or more")
-        if c.even_azimuths and not c.all_sides:
-            raise ValueError("even_azimuths is for objects seen from all around; set all_sides as well")
         self.image_px = c.image_px
         codes = (c.shape_code, c.texture_code, c.background_code)
         surface = (c.start, c.shared_lr_scale > 0, c.rough_scaled, c.paint_levels)

@@ -21,6 +21,7 @@ from selftaught.measure.viewpoint import (
     circular_correlation,
     common_frame,
     halves,
+    known_views,
     rotation_scores,
 )
 from selftaught.method import EvalData
@@ -28,8 +29,6 @@ from selftaught.worlds.meshes.writing import solids_of
 
 Array = np.ndarray
 Surface = tuple[Array, Array]
-FEWEST_SCORED = 8
-"""Fewest test pictures with known viewpoints that are scored."""
 FEWEST_COMPARED = 50
 """Fewest test pictures that made ones are compared with."""
 SHAPES = 40
@@ -42,13 +41,21 @@ def viewpoints_of(method: Any, test: Any) -> Array:
     return np.concatenate([method.viewpoint(test.images.batch(rows).float() / 255).double().numpy() for rows in parts])
 
 
+def untrained_of(method: Any, seed: int) -> Any:
+    """An untrained copy that was told what `begin` tells before training: the colour of borders, the range of azimuths (all buffers)."""
+    fresh = method.untrained(seed)
+    for name, value in method.named_buffers():
+        fresh.get_buffer(name).copy_(value)
+    return fresh
+
+
 def pose_scores(method: Any, data: EvalData) -> tuple[dict[str, Score], Array | None]:
     """Errors of viewpoints with their baselines, and the rotation (3, 3) from the true frame to the learned one."""
-    views = data.test.views()
-    if views is None or len(views) < FEWEST_SCORED:
+    views = known_views(data)
+    if views is None:
         return {}, None
     true = np.stack([view.rotation for view in views])
-    found, fresh = (viewpoints_of(one, data.test) for one in (method, method.untrained(data.seed)))
+    found, fresh = (viewpoints_of(one, data.test) for one in (method, untrained_of(method, data.seed)))
     scores = azimuth_scores(azimuth_of(found), azimuth_of(true), data.seed) | rotation_scores(found, true)
     scores["azimuth_correlation"] = azimuth_correlation(azimuth_of(found), azimuth_of(true))
     scores["circular_correlation"] = circular_correlation(azimuth_of(found), azimuth_of(true))
@@ -125,7 +132,7 @@ def likeness(method: Any, data: EvalData) -> Score:
             parts.append(one.maker.render(Solids(*(x[rows] for x in solids)), Views(*(x[rows] for x in views))).image)
         return torch.cat(parts).clamp(0, 1)
 
-    made = {"made": pictures(method), "untrained": pictures(method.untrained(data.seed))}
+    made = {"made": pictures(method), "untrained": pictures(untrained_of(method, data.seed))}
     found = patch_kid(real, made)
     beside = {"untrained": found["untrained"], "real pictures": found["real"]}
     note = "features learned from the test pictures"

@@ -26,13 +26,10 @@ from torch.nn import functional
 from selftaught.core import draws
 from selftaught.measure.depth import at_size, depth_scores
 from selftaught.measure.score import Score
-from selftaught.measure.viewpoint import azimuth_of, azimuth_scores, rotation_scores
+from selftaught.measure.viewpoint import azimuth_of, azimuth_scores, known_views, rotation_scores
 from selftaught.method import EvalData, Method, Parts, Picture, Player, Progress, Shapes, TrainConfig
 from selftaught.nets.depth_maps import grid_faces, normals_of_depth, rays
 from selftaught.nets.renderer import Camera, Topology, render, rotation_from_angles
-
-FEWEST_SCORED = 8
-"""Fewest test pictures with known viewpoints that are scored."""
 
 
 @dataclass(frozen=True)
@@ -369,8 +366,8 @@ class Unsup3D(Method):
 
     def evaluate(self, data: EvalData) -> dict[str, Score]:
         """SIDE and MAD in the picture's view, errors of azimuth and rotation; baselines: plane, mean true depth, constant, untrained."""
-        views = data.test.views()
-        if views is None or len(views) < FEWEST_SCORED:
+        views = known_views(data)
+        if views is None:
             return {}
         found, fresh = (self.answers(method, data.test) for method in (self, self.untrained(data.seed)))
         rotations = np.stack([view.rotation for view in views])

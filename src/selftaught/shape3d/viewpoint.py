@@ -25,17 +25,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selftaught.core import draws
-from selftaught.core.atomic import replacing
+from selftaught.data.npy import kept_array
 from selftaught.measure.score import Score
-from selftaught.measure.viewpoint import azimuth_of, azimuth_scores
+from selftaught.measure.viewpoint import azimuth_of, azimuth_scores, known_views
 from selftaught.method import EvalData, Method, Parts, Picture, Player, Progress, TrainConfig
 from selftaught.nets.renderer import rotation_from_angles
 from selftaught.shape3d import circle
 
 FEWEST = 24
 """Below so many pictures no circle is looked for."""
-FEWEST_SCORED = 8
-"""Fewest test pictures with known viewpoints that are scored."""
 
 
 @dataclass(frozen=True)
@@ -175,19 +173,11 @@ class Viewpoint(Method):
 
     def begin(self, images: Any, run_dir: Path, say: Callable[[str], None]) -> None:
         """Lay the pictures on a circle, once, into viewpoints.npy (N, 2) float32: angles in radians, and how sure they are."""
-        path = run_dir / "viewpoints.npy"
-        if path.exists():
-            try:
-                kept: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
-            except (ValueError, EOFError):  # damaged, or another kind of file
-                kept = np.zeros(0)
-            if kept.shape == (len(images), 2) and kept.dtype == np.float32 and bool(np.isfinite(kept).all()):
-                self.targets = kept
-                return
-            say(f"{path.name} does not fit the pictures; it is made again")
-        self.targets = look_around(images.batch(np.arange(len(images))), self.config, say)
-        with replacing(path) as temp:
-            np.save(temp, self.targets)
+
+        def make() -> np.ndarray[Any, Any]:
+            return look_around(images.batch(np.arange(len(images))), self.config, say)
+
+        self.targets = kept_array(run_dir / "viewpoints.npy", (len(images), 2), make, say)
 
     def players(self) -> dict[str, Player]:
         return {"network": self.main_player(betas=(0.9, 0.99))}
@@ -239,8 +229,8 @@ class Viewpoint(Method):
 
     def evaluate(self, data: EvalData) -> dict[str, Score]:
         """Errors of azimuths; baselines: the best constant, shuffled answers, the untrained network."""
-        views = data.test.views()
-        if views is None or len(views) < FEWEST_SCORED:
+        views = known_views(data)
+        if views is None:
             return {}
         true = azimuth_of(np.stack([view.rotation for view in views]))
         own, fresh = (
