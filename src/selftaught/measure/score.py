@@ -216,7 +216,7 @@ def print_scores(scores: dict[str, Score]) -> None:
     from rich.table import Table
 
     if not scores:
-        print("nothing to score: the data holds neither labels nor masks")
+        print("nothing to score: the data hold no truth, or too little, for this method; RUN/scores.json says what was missing")
         return
     table = Table("score", "value", "95 %", "n", "better", "baselines", box=None, pad_edge=False)
     for name, score in scores.items():
