@@ -48,8 +48,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 # One torch thread per worker: two workers with two threads each on two processors are slower than one.
+# The order of files is that of tests/conftest.py, the longest first; xdist's own would put those with the fewest tests last.
 test: lint
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=20
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=20
 
 nightly: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly -n $(WORKERS)

@@ -96,14 +96,29 @@ def signalled(number: int, owner: Any, attribute: str, when: Callable[[Any], boo
 POINTS = {"first step": 1, "mid-epoch": 3, "last step of an epoch": EPOCH, "first of the next": EPOCH + 1, "last": 20}
 
 
-@pytest.mark.parametrize("step", POINTS.values(), ids=list(POINTS))
+def evaluation_interrupted(run: Path, name: str) -> None:
+    """Begin to evaluate a run, and stop: not a byte of it changes."""
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with signalled(signal.SIGINT, type(load_method(run)), "evaluate", lambda method: True):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(run, CLIPS if load_class(name).reads == "clips" else LABELLED)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
 @pytest.mark.parametrize("name", TRAINED)
-def test_stopped_at_any_step(runs: Runs, tmp_path: Path, name: str, step: int) -> None:
-    with signalled(signal.SIGTERM, Loop, "log", lambda loop: loop.step == step):
-        with pytest.raises(Stopped, match=f"step {step} of 20") as stop:
-            start(runs, name, tmp_path / "run")
-    assert stop.value.exit_code == 143 and newest(tmp_path / "run")[1]["step"] == step
-    assert_same(runs.straight / name, resume(tmp_path / "run", quiet=True))
+def test_stopped_at_any_step_and_during_an_evaluation(runs: Runs, tmp_path: Path, name: str) -> None:
+    """One run with a stop at each of POINTS: what one of them loses, no later one brings back, and it shows at the end."""
+    run = tmp_path / "run"
+    for step in POINTS.values():
+        torch.rand(3)  # other random numbers before
+        np.random.rand(3)
+        with signalled(signal.SIGTERM, Loop, "log", lambda loop, step=step: loop.step == step):  # type: ignore[misc]
+            with pytest.raises(Stopped, match=f"step {step} of 20") as stop:
+                resume(run, quiet=True) if run.exists() else start(runs, name, run)
+        assert stop.value.exit_code == 143 and newest(run)[1]["step"] == step
+        if step == EPOCH + 1:
+            evaluation_interrupted(run, name)
+    assert_same(runs.straight / name, resume(run, quiet=True))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -118,23 +133,8 @@ def test_interrupted_before_it_begins_and_while_it_finishes(runs: Runs, tmp_path
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_interrupted_during_an_evaluation(runs: Runs, tmp_path: Path, name: str) -> None:
-    run = tmp_path / "run"
-    with signalled(signal.SIGTERM, Loop, "log", lambda loop: loop.step == 7), pytest.raises(Stopped):
-        start(runs, name, run)
-    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    with signalled(signal.SIGINT, type(load_method(run)), "evaluate", lambda method: True):
-        with pytest.raises(KeyboardInterrupt):
-            evaluate(run, CLIPS if load_class(name).reads == "clips" else LABELLED)
-    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
-    assert_same(runs.straight / name, resume(run, quiet=True))
-
-
-@pytest.mark.parametrize("name", TRAINED)
-def test_the_seed_and_nothing_else_decides(runs: Runs, tmp_path: Path, name: str) -> None:
-    torch.rand(3)  # other random numbers before
-    np.random.rand(3)
-    assert_same(runs.straight / name, start(runs, name, tmp_path / "same"))
+def test_another_seed_is_another_run(runs: Runs, tmp_path: Path, name: str) -> None:
+    """And nothing else is: see the runs above, which met other random numbers before each start."""
     with signalled(signal.SIGTERM, Loop, "log", lambda loop: loop.step == 1), pytest.raises(Stopped):
         start(runs, name, tmp_path / "other", seed=1)
     first, other = ((run / "metrics.jsonl").read_text().splitlines()[0] for run in (runs.straight / name, tmp_path / "other"))
