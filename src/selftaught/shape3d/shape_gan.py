@@ -9,7 +9,7 @@ pictures, an estimate of unsup3d (learned without labels) for real ones; without
 viewpoints are drawn from those estimates. The surface is star-shaped and closed, mirror-symmetric if `symmetric`; penalties on its area in
 the picture, on leaving the frame, on roughness and on being thin. The discriminator also reads viewpoint and codes off made pictures, and
 the generator helps it (InfoGAN), so that neither is ignored.
-Cost at `small`: about 0.1 s per step of 16 pictures of 32 px on one core.
+Cost at `small`: 0.1 to 0.25 s per step of 16 pictures of 32 px on one core.
 """
 
 from __future__ import annotations
