@@ -81,7 +81,8 @@ def rows_of(
         found = [run["scores"][score] for run in runs]
         times, unit = TIMES.get(score, (1.0, found[0]["unit"]))
         best = max if found[0]["better"] == "higher" else min
-        baselines = {k: best(f["baselines"][k] for f in found) for k in found[0]["baselines"]}
+        common = [k for k in found[0]["baselines"] if all(k in f["baselines"] for f in found)]  # earlier runs may have fewer
+        baselines = {k: best(f["baselines"][k] for f in found) for k in common}
         baselines |= {name: other["scores"][score]["value"] for name, other in others.items()}
         rows.append({
             "method": method, "data": data, "score": score, "unit": unit, "better": found[0]["better"],

@@ -111,3 +111,6 @@ def test_relief_tells_a_face_from_its_hollow_mould() -> None:
     assert relief_correlation(CARD, (points, faces)) == 0
     scores = shape_scores([(points, faces), (points * [1, 1, 0.2], faces)], [(points, faces)] * 2)
     assert scores["thick_enough"].value == 0.5 and scores["relief"].value > 0.9
+    # The truth is a sphere here, so that this baseline is perfect.
+    assert scores["thick_enough"].baselines == {"flat card": 0.0, "sphere": 1.0} and scores["relief"].baselines["sphere"] > 0.99
+    assert scores["thickness_error"].baselines["sphere"] < 0.05 < scores["thickness_error"].value

@@ -157,8 +157,9 @@ def shape_scores(
     """Chamfer distance and thickness of shapes, each (points, faces), against true ones.
 
     Baselines of `chamfer`: an ellipsoid with the true box, a sphere, and the mean of the true shapes where there is one.
-    `thickness_error` is |predicted / true - 1| of `solid_thickness`; its baseline is a flat card. `thick_enough` is the share for which
-    that is below 0.25: billboards fail. `relief` is the correlation of depths seen from the front: hollow moulds are below 0.
+    `thickness_error` is |predicted / true - 1| of `solid_thickness`; its baselines are a flat card and a sphere. `thick_enough` is the
+    share for which that is below 0.25: billboards fail. `relief` is the correlation of depths seen from the front: hollow moulds are
+    below 0, and a sphere, which trainings start near, is far above.
     """
     if len(shapes) != len(truths) or not truths:
         raise ValueError(f"expected as many shapes as true ones, at least one, got {len(shapes)} and {len(truths)}")
@@ -166,7 +167,7 @@ def shape_scores(
     rivals: dict[str, list[float]] = {"ellipsoid": [], "sphere": []}
     if mean_truth is not None:
         rivals["mean_shape (oracle)"] = []
-    own, thick, relief = [], [], []
+    own, thick, relief, round_thick, round_relief = [], [], [], [], []
     known: dict[int, float] = {}
 
     def thickest(surface: tuple[Array, Array]) -> float:
@@ -182,9 +183,12 @@ def shape_scores(
             rivals["mean_shape (oracle)"].append(surface_distance(*mean_truth, *truth, count))
         thick.append(thickness_error(thickest(shape), thickest(truth)))
         relief.append(relief_correlation(shape, truth))
+        round_thick.append(thickness_error(thickest(sphere), thickest(truth)))
+        round_relief.append(relief_correlation(sphere, truth))
+    enough = float((np.array(round_thick) < THICK_WITHIN).mean())
     return {
         "chamfer": score_of(own, better="lower", unit="of the longest side", baselines=rivals),
-        "thickness_error": score_of(thick, better="lower", unit="share", baselines={"flat card": 1.0}),
-        "thick_enough": score_of(np.array(thick) < THICK_WITHIN, unit="share", baselines={"flat card": 0.0}),
-        "relief": score_of(relief, unit="correlation", baselines={"flat card": 0.0}),
+        "thickness_error": score_of(thick, better="lower", unit="share", baselines={"flat card": 1.0, "sphere": round_thick}),
+        "thick_enough": score_of(np.array(thick) < THICK_WITHIN, unit="share", baselines={"flat card": 0.0, "sphere": enough}),
+        "relief": score_of(relief, unit="correlation", baselines={"flat card": 0.0, "sphere": round_relief}),
     }
