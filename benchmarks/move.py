@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +29,9 @@ import measuring
 from seed_runs import one_run, rows_of
 from selftaught.core import draws
 from selftaught.core.config import read_json
+from selftaught.measure.mask_scores import segmentation_scores
+from selftaught.measure.score import Score
+from selftaught.method import EvalData
 from selftaught.segmentation.move import Move
 from selftaught.train import train
 
@@ -68,6 +72,11 @@ def labels_shuffled() -> Iterator[None]:
         yield
 
 
+def scored_alone(method: Move, data: EvalData) -> dict[str, Score]:
+    """The scores of the masks alone: the baselines of a control are those of what it is compared with."""
+    return segmentation_scores(method, replace(data, made=False), {})
+
+
 def move_run(  # fmt: skip
     data: str, run: Path, features: Path, inpainter: Path, seed: int, steps: int, settings: Sequence[str], limit: int
 ) -> dict[str, Any]:
@@ -80,7 +89,8 @@ def control(name: str, data: str, root: Path, features: Path, inpainter: Path, s
     if name == "untrained inpainter":
         inpainter = root / "untrained inpainter"
         train("mae", data, inpainter, size="small", steps=0, set=INPAINTER, quiet=True)
-    with labels_shuffled() if name == "labels shuffled" else nullcontext():
+    changed = mock.patch.object(Move, "evaluate", scored_alone) if name != "half the steps" else nullcontext()
+    with changed, labels_shuffled() if name == "labels shuffled" else nullcontext():
         return move_run(data, run, features, inpainter, 0, steps, CONTROLS[name], limit)
 
 
