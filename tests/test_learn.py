@@ -197,7 +197,7 @@ def test_minutes_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def watched(stage: Any, *rest: Any) -> Any:
         measured.append(stage.method)
-        return fit(stage, *rest)
+        return fit(stage, *rest, trial_s=0.0)  # five steps
 
     monkeypatch.setattr(JOB, "fit_minutes", watched)
     monkeypatch.setattr(JOB, "evaluate", lambda *rest: {})

@@ -78,6 +78,16 @@ def test_a_start_from_a_clip_shows_its_last_frame(name: str) -> None:
     assert torch.equal(controls.render(controls.start(clip)), clip[:, -1])
 
 
+@pytest.mark.parametrize("name", ["lapo", "glass"])
+def test_a_picture_is_the_same_state_however_it_lies_in_memory(name: str) -> None:
+    """On some processors a convolution rounds differently where channels lie last, as they do in what is read from files."""
+    controls = controls_of(learned(name))
+    frames = torch.rand(2, 3, 32, 32)
+    first, other = controls.start(frames), controls.start(frames.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(controls.masks(first), controls.masks(other)) and not controls.distance(first, other).any()
+    assert controls.render(other).is_contiguous(), "which tells on every processor"
+
+
 def test_the_world_steps_exactly_as_it_draws() -> None:
     w = world()
     codes = torch.from_numpy(np.stack([w.codes_of(s.moves[1:], s.locals[1:]) for s in w.scripts]))

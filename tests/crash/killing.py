@@ -137,13 +137,16 @@ def end(child: BaseProcess, number: int = signal.SIGKILL, timeout_s: float = 550
     return child.exitcode
 
 
-def kill_run(root: Path, kills: int, method: str = "dino", seed: int = 0, every_s: float = 0.03) -> dict[str, Any]:
+def kill_run(
+    root: Path, kills: int, method: str = "dino", seed: int = 0, every_s: float = 0.03, stride: int = 12
+) -> dict[str, Any]:
     """Kill one training `kills` times at random moments, let it end, and compare it with an undisturbed one.
 
-    A third of the kills wait for a save to begin, a sixth strike before the first step of a process, the others anywhere.
+    A third of the kills wait for a save to begin, a sixth strike before the first step of a process, the others anywhere; `stride` steps
+    lie between two of them, and saves are due after five twelfths of that.
     Returns counts and figures; `problems` must be empty and `bitwise_equal` true.
     """
-    draw, steps = random.Random(seed), 12 * kills
+    draw, steps = random.Random(seed), stride * kills
     journal, whole, run = Journal(root / "journal"), root / "whole", root / "run"
     data, first_s = write_data(root / "data.npz"), every_s
     arguments = {"method": method, "data": data, "size": "tiny", "steps": steps, "set": ["batch_size=4"]}
@@ -159,9 +162,9 @@ def kill_run(root: Path, kills: int, method: str = "dino", seed: int = 0, every_
 
     undisturbed = process(whole, root / "journal-whole")
     undisturbed.join()
-    # Five steps of this machine as it is now: kills then strike steps and saves alike.
+    # Some steps of this machine as it is now: kills then strike steps and saves alike.
     times = [at_s for word, _, at_s, _ in Journal(root / "journal-whole").read() if word == "step"]
-    every_s = max(first_s, 5 * float(np.median(np.diff(times))))
+    every_s = max(first_s, 5 * stride // 12 * float(np.median(np.diff(times))))
     target = 0
     while figures["kills"] < kills:
         first = len(journal.read())
@@ -187,7 +190,7 @@ def kill_run(root: Path, kills: int, method: str = "dino", seed: int = 0, every_
         problem = check_after(run, max((step for word, step, *_ in lines if word == "saved"), default=0))
         problems += [problem] if problem else []
         if moment != "start":
-            target = min(target + 12, steps - 6)
+            target = min(target + stride, steps - 6)
     last = process(run, root / "journal")
     last.join()
     done = [word for word, *_ in journal.read()].count("step")

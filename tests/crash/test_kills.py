@@ -23,7 +23,7 @@ def check(figures: dict[str, Any], kills: int) -> None:
 
 @pytest.mark.timeout(1500)
 def test_twenty_five_kills_of_one_training(tmp_path: Path) -> None:
-    figures = kill_run(tmp_path, 25)
+    figures = kill_run(tmp_path, 25, stride=8)
     check(figures, 25)
     assert figures["kills_during_a_save"] >= 3 and figures["steps_done_again"] > 0
 

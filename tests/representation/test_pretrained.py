@@ -165,7 +165,7 @@ def test_the_main_job_takes_them(
 
     def watched(stage: Any, *rest: Any) -> Any:
         measured.append(stage.method)
-        return replace(stage, config=replace(fit(stage, *rest).config, steps=3))
+        return replace(stage, config=replace(fit(stage, *rest, trial_s=0.0).config, steps=3))
 
     monkeypatch.setattr(JOB, "fit_minutes", watched)
     for _ in range(2):

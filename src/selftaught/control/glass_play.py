@@ -99,7 +99,8 @@ class GLASSControls:
     def start(self, frames: Tensor) -> GLASSState:
         """Of a clip the memory is that after its parsed actions; the agent is cut out of the last real frame."""
         model = self.model
-        clips = frames[:, None] if frames.ndim == 4 else frames
+        # A convolution takes its kernel by how a picture lies in memory; the same picture is the same state, bit for bit.
+        clips = (frames[:, None] if frames.ndim == 4 else frames).contiguous()
         x = 2 * clips - 1
         memory = None
         actions = parse(model, clips).actions if clips.shape[1] > 1 else None

@@ -33,7 +33,8 @@ class LAPOControls:
         return parsed
 
     def start(self, frames: Tensor) -> LAPOState:
-        clips = frames[:, None] if frames.ndim == 4 else frames
+        # A convolution takes its kernel by how a picture lies in memory; the same picture is the same state, bit for bit.
+        clips = (frames[:, None] if frames.ndim == 4 else frames).contiguous()
         now = clips[:, -1]
         return LAPOState(
             clips[:, max(clips.shape[1] - 2, 0)], now, torch.zeros_like(now[:, :1]), self.model.acting(now)[:, 0]
