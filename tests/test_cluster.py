@@ -141,7 +141,7 @@ def test_a_restart_does_only_what_is_missing(ray: Any, run: Path, shards: Path, 
     (folder / "part-00001.parquet").unlink()
     torn = folder / "part-00003.parquet"
     torn.write_bytes(torn.read_bytes()[:-7])
-    cluster.embed(run, shards, folder, workers=1, quiet=True)
+    cluster.embed(run, shards, folder, workers=2, quiet=True)
     after = parts_of(folder)
     assert {name: data for name, (_, data) in after.items()} == {name: data for name, (_, data) in before.items()}
     rewritten = {name for name in before if after[name][0] != before[name][0]}
@@ -183,7 +183,7 @@ def test_broken_pictures_and_shards_are_named_and_the_rest_is_done(
     assert not json.loads((tmp_path / "out" / cluster.MANIFEST).read_text())["finished"]
     kept = parts_of(tmp_path / "out")
     write_tar(data[1], pictures(9, 2))
-    cluster.embed(run, data, tmp_path / "out", workers=1, quiet=True)
+    cluster.embed(run, data, tmp_path / "out", workers=2, quiet=True)
     assert read_embeddings(tmp_path / "out")[0] == [f"{i:06d}" for i in (0, 1, 2, 9, 10)]
     assert kept.items() <= parts_of(tmp_path / "out").items()
 
