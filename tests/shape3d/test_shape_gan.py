@@ -328,7 +328,7 @@ LEARNS: dict[str, Any] = dict(px=32, image_px=32, width=12, critic_width=16, col
 
 @pytest.mark.slow
 def test_it_learns_heads_and_with_learning_rate_0_it_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selftaught.shape3d.solid_scores.SHAPES", 4)
+    monkeypatch.setattr("selftaught.shape3d.solid_scores.SHAPES", 12)
     writing.make("heads", tmp_path / "heads", 250, 0, "tiny", ["reach=1.45"])
     train, test = (open_eval(tmp_path / "heads", part, 32, cache_dir=tmp_path / "cache") for part in ("train", "test"))
     images = Pictures(train.images.batch(np.arange(len(train))).numpy())
@@ -344,6 +344,7 @@ def test_it_learns_heads_and_with_learning_rate_0_it_does_not(tmp_path: Path, mo
     bar = 0.75 * learned["chamfer"].baselines["ellipsoid"]  # which has the true box; size `small` gets below a third of it
     assert learned["chamfer"].value < bar < still["chamfer"].value
     assert learned["azimuth_correlation"].value > 0.7 > still["azimuth_correlation"].value
-    assert learned["thick_enough"].value >= still["thick_enough"].value  # a share of four shapes
-    assert learned["thickness_error"].value < still["thickness_error"].value and learned["relief"].value > 0.6
-    assert learned["area_error"].value < 0.2
+    assert learned["thick_enough"].value > 0.5 > still["thick_enough"].value
+    assert learned["thickness_error"].value < 0.85 * still["thickness_error"].value
+    assert learned["relief"].value > 0.75 > still["relief"].value  # an ellipsoid that nothing was learned for has 0.65
+    assert learned["area_error"].value < min(0.2, still["area_error"].value)
