@@ -1,7 +1,8 @@
 """Solid objects from drawn cars seen from all around, whose viewpoints are those that `viewpoint` finds; writes shape_gan_cars.json
 and shape_autoencoder_cars.json into benchmarks/results.
 
-    python benchmarks/shape_cars.py [--methods shape_gan shape_autoencoder] [--runs runs/shape3d] [--seeds 0 1 2] [--again] [--loose]
+    python benchmarks/shape_cars.py [--methods shape_gan shape_autoencoder] [--runs runs/shape3d] [--seeds 0 1 2]
+                                     [--again] [--cluttered] [--loose]
 
 For every seed 2,000 cars to learn from and 500 held out, before a plain background, those of `shape3d.py --methods viewpoint`; that
 method's run tells the generator viewpoints, without labels; the encoder learns them as well. Set by hand, since azimuths alone are
@@ -33,6 +34,9 @@ AGAIN = ("elevation=(0.0,0.0)", "even_azimuths=false", "azimuth_error_rad=0.03")
 """A second round is told the viewpoints, elevation and all, of the encoder that was learned on the first."""
 LOOSE = "tight_weight 0, 900 steps"
 DATA = "cars from all around, 32 px"
+CLUTTERED = ("background_lr_scale=1.0", "background_code=16", "hidden_weight=0.0")
+"""Before backgrounds that are worth learning."""
+CLUTTERED_DATA = "cars from all around, cluttered backgrounds, 32 px"
 
 
 def shown(method: str) -> tuple[str, ...]:
@@ -43,21 +47,28 @@ def shown(method: str) -> tuple[str, ...]:
 
 
 def chain(
-    method: str, folder: Path, seed: int, name: str, settings: tuple[str, ...] = (), steps: int | None = None, told_by: str = ""
+    method: str, folder: Path, seed: int, name: str, settings: tuple[str, ...] = (), steps: int | None = None, told_by: str = "",
+    background: str = "plain",
 ) -> dict[str, Any]:
     """One run of a method on the cars of a seed, and of what it needs."""
-    data = pictures(folder / f"cars_plain-{seed}", "cars", 2500, seed, "plain")
-    pose, solids = folder / f"viewpoint-plain-{seed}", folder / f"cars-shape_gan-{seed}"
+    data = pictures(folder / f"cars_{background}-{seed}", "cars", 2500, seed, background)
+    pose, solids = folder / f"viewpoint-{background}-{seed}", folder / f"cars-shape_gan-{seed}"
     one_run("viewpoint", data, pose, seed)
     told, need = (CARS, f"pose={folder / told_by if told_by else pose}") if method == "shape_gan" else (FOUND, f"generator={solids}")
     return one_run(method, data, folder / name, seed, (*told, *settings), steps or STEPS[method], (need,))
 
 
-def told(method: str, seeds: list[int], runs: list[dict[str, Any]], others: dict[str, dict[str, Any]]) -> None:
+def told(
+    method: str, seeds: list[int], runs: list[dict[str, Any]], others: dict[str, dict[str, Any]],
+    cluttered: list[dict[str, Any]] | None = None,
+) -> None:  # fmt: skip
     """Write the table as far as it is known."""
     seconds = [run["seconds"] for run in runs]
     more = {} if None in seconds else {"seconds": sum(seconds), "clock": "processor time of the trainings with seeds"}
-    write(f"{method}_cars", rows_of(method, DATA, runs, others, shown(method)), seeds=seeds[: len(runs)], **more)
+    rows = rows_of(method, DATA, runs, others, shown(method))
+    if cluttered:
+        rows += rows_of(method, CLUTTERED_DATA, cluttered, {}, shown(method))
+    write(f"{method}_cars", rows, seeds=seeds[: len(runs)], **more)
 
 
 def main() -> None:
@@ -66,6 +77,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/shape3d"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--again", action="store_true", help="also a second round: one generator told the viewpoints of the encoder")
+    parser.add_argument("--cluttered", action="store_true", help="also one generator of cars before cluttered backgrounds")
     parser.add_argument("--loose", action="store_true", help="also one encoder without tight_weight, for 900 steps")
     arguments = parser.parse_args()
     for method in arguments.methods:
@@ -81,6 +93,10 @@ def main() -> None:
             chain("shape_autoencoder", arguments.runs, first, encoder)
             others["second round"] = chain(method, arguments.runs, first, f"cars-{method}-again", AGAIN, told_by=encoder)
             told(method, arguments.seeds, runs, others)
+        if arguments.cluttered and method == "shape_gan":
+            name = f"cars-{method}-cluttered"
+            one = chain(method, arguments.runs, arguments.seeds[0], name, CLUTTERED, background="cluttered")
+            told(method, arguments.seeds, runs, others, [one])
         if arguments.loose and method == "shape_autoencoder":
             others[LOOSE] = chain(method, arguments.runs, arguments.seeds[0], f"cars-{method}-loose", ("tight_weight=0.0",), 900)
             told(method, arguments.seeds, runs, others)
