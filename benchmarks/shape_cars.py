@@ -7,8 +7,9 @@ and shape_autoencoder_cars.json into benchmarks/results.
 For every seed 2,000 cars to learn from and 500 held out, before a plain background, those of `shape3d.py --methods viewpoint`; that
 method's run tells the generator viewpoints, without labels; the encoder learns them as well. Set by hand, since azimuths alone are
 estimated: the angle of view, the range of the camera's heights and that of the light, as the world has them. The start is a ball. The
-control has learning rate 0. Results are written after every training; trainings that were stopped continue, finished ones are not
-repeated.
+control has learning rate 0. --again trains a second generator that is told the viewpoints of the first encoder (first seed), --cluttered
+one before cluttered backgrounds, --loose an encoder without tight_weight. Results are written after every training; trainings that
+were stopped continue, finished ones are not repeated.
 """
 
 from __future__ import annotations
