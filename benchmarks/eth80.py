@@ -21,7 +21,7 @@ from PIL import Image
 
 from measuring import write
 from selftaught.measure.viewpoint import azimuth_scores
-from selftaught.shape3d.viewpoint import Viewpoint, look_around
+from selftaught.shape3d.viewpoint import Viewpoint, find_circle
 
 LOWEST_POLAR, PX = 60, 64
 SHOWN = ("azimuth_median_deg", "acc30", "azimuth_mod180_deg", "mirrored_deg")
@@ -48,7 +48,10 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for category in arguments.categories:
         pictures, true = read(arguments.data, category)
-        found = look_around(pictures, Viewpoint.sizes["small"], print)[:, 0]
+        circle = find_circle(pictures, Viewpoint.sizes["small"], print)
+        if circle is None:
+            raise SystemExit(f"no circle was found in {len(pictures)} pictures of {category}")
+        found = circle.place(pictures)[:, 0]
         # Every other picture fixes the frame: neighbours in the list are views of one object, hence the shuffle.
         order = np.random.RandomState(0).permutation(len(true))
         scores = azimuth_scores(found[order].astype(float), true[order], 0)

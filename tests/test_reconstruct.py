@@ -119,6 +119,21 @@ def test_names_that_no_file_can_have_and_names_that_differ_in_case(run: tuple[Pa
         assert all((out / f"{file}{end}").is_file() for end in (".glb", ".gif", ".depth.png"))
 
 
+def test_fewer_pictures_leave_no_files_of_the_others(run: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, heads = run
+    out = reconstruct(folder, heads, tmp_path / "out", px=16, limit=3, quiet=True)
+    (out / "mine.glb").write_bytes(b"not ours")
+    (tmp_path / "beside.glb").write_bytes(b"nor this")
+    poses = json.loads((out / "poses.json").read_text())
+    poses["pictures"] |= {"wanders": {"file": "../beside"}, "odd": {}}
+    for broken in ({"pictures": [1]}, {"pictures": {"a": None}}, poses):
+        (out / "poses.json").write_text(json.dumps(broken))
+        reconstruct(folder, heads, out, px=16, limit=3, quiet=True)
+    reconstruct(folder, heads, out, px=16, limit=1, quiet=True)
+    assert len(list(out.rglob("*.glb"))) == 2 and len(list(out.rglob("*.gif"))) == len(list(out.rglob("*.depth.png"))) == 1
+    assert (out / "mine.glb").exists() and (tmp_path / "beside.glb").exists()
+
+
 def test_files_are_not_written_into_the_data(run: tuple[Path, Path]) -> None:
     folder, heads = run
     with pytest.raises(ConfigError, match="inside of the data"):

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from selftaught.apply import Walk, load_capable
 from selftaught.core.atomic import write_bytes
-from selftaught.core.config import write_json
-from selftaught.core.errors import ConfigError
+from selftaught.core.config import read_json, write_json
+from selftaught.core.errors import ConfigError, RunError
 from selftaught.data.sources import open_data
 from selftaught.loading import as_pictures, to_square
 from selftaught.method import Shapes
@@ -28,6 +28,8 @@ from selftaught.run_folder import refuse_within
 from selftaught.web.orbit import MOST, Shown, orbit_page
 
 FRAMES = 24
+ENDINGS = (".glb", ".gif", ".depth.png")
+"""What is written of each picture."""
 SWING_RAD = 0.8
 """How far an open surface is turned to either side; a closed one is turned all the way round."""
 CONVENTION = (
@@ -42,6 +44,7 @@ def reconstruct(
 ) -> Path:
     """Write `out`/KEY.glb, KEY.gif and KEY.depth.png for each picture of `data`, one poses.json and one index.html; return `out`.
 
+    Files of an earlier reconstruction into `out` of pictures that are no longer among them are removed.
     index.html turns the objects (the first 100), lets them wear each other's textures, and needs no other file.
 
     KEY.gif: the object from `FRAMES` sides at `px` pixels. KEY.depth.png: 16 bits, 0 where there is no object, else depth from the
@@ -74,7 +77,10 @@ def reconstruct(
                 shown.append(Shown(key, squares[k], one))
         if limit is not None and len(poses) >= limit:
             break
+    earlier = files_of(folder)
     write_json(folder / "poses.json", {"convention": CONVENTION, "pictures": poses})
+    for file in earlier - files_of(folder):
+        file.unlink(missing_ok=True)
     if shown:
         first = shown[0].shape
         # All are seen by one camera: that which holds the largest.
@@ -82,6 +88,18 @@ def reconstruct(
         page = orbit_page(shown, distance, focal, not is_open(first.points[0], first.faces))
         write_bytes(folder / "index.html", page.encode(), durable=False)
     return folder
+
+
+def files_of(folder: Path) -> set[Path]:
+    """The files inside of `folder` that its poses.json names; none when there is no such file or it is not ours."""
+    try:
+        stems = [folder / str(pose["file"]) for pose in read_json(folder / "poses.json")["pictures"].values()]
+    except (RunError, LookupError, TypeError, AttributeError):
+        return set()
+    inside = folder.resolve()
+    return {
+        stem.with_name(stem.name + ending) for stem in stems for ending in ENDINGS if stem.name and inside in stem.resolve().parents
+    }
 
 
 def one_of(shapes: Shapes, k: int) -> Shapes:

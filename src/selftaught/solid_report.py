@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selftaught.core.rows import evenly
 from selftaught.method import EvalData, Method, Shapes
 from selftaught.nets.renderer import Camera, Light, Topology, render
 from selftaught.reconstruct import is_open, one_of, turned
@@ -31,7 +32,7 @@ def report_solids(run: Path, method: Method, opened: EvalData, scored: Mapping[s
     scored: what `selftaught evaluate` writes into scores.json.
     """
     test = opened.test
-    rows = np.unique(np.linspace(0, len(test) - 1, min(SHOWN, len(test))).astype(int))
+    rows = evenly(len(test), SHOWN)
     images = test.images.batch(rows).float() / 255
     solids: list[FoundSolid] = []
     if "reconstruct" in method.capabilities:

@@ -6,18 +6,19 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
+from selftaught.core.rows import evenly
 from selftaught.data.cache import build_cache
 from selftaught.data.sources import open_data
 from selftaught.evaluate import evaluate
 from selftaught.measure.viewpoint import azimuth_of, azimuth_scores
 from selftaught.method import Progress, SeesViewpoints
-from selftaught.shape3d.viewpoint import FEWEST, Viewpoint, angular_loss, look_around
+from selftaught.shape3d.viewpoint import FEWEST, Viewpoint, angular_loss, find_circle
 from selftaught.train import train
 from selftaught.worlds.meshes import writing
 
@@ -61,14 +62,40 @@ def test_the_loss_is_the_loop_of_the_formula() -> None:
 def test_too_few_or_blank_pictures_have_no_viewpoints_and_say_so() -> None:
     said: list[str] = []
     noise = torch.randint(0, 255, (FEWEST - 1, 3, 32, 32), dtype=torch.uint8)
-    assert not look_around(noise, TINY, said.append).any()
-    assert not look_around(torch.full((40, 3, 32, 32), 7, dtype=torch.uint8), TINY, said.append).any()
+    assert find_circle(noise, TINY, said.append) is None
+    assert find_circle(torch.full((40, 3, 32, 32), 7, dtype=torch.uint8), TINY, said.append) is None
     assert "too few" in said[0] and "look the same" in said[1]
+
+
+def test_a_large_pile_is_laid_on_a_circle_that_some_of_it_showed(tmp_path: Path) -> None:
+    pile = torch.randint(0, 255, (300, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    class Images:
+        asked: ClassVar[list[int]] = []
+
+        def __len__(self) -> int:
+            return len(pile)
+
+        def batch(self, rows: np.ndarray) -> torch.Tensor:
+            self.asked.append(len(rows))
+            return pile[torch.from_numpy(rows)]
+
+    few = dataclasses.replace(TINY, most=60)
+    said: list[str] = []
+    method = Viewpoint(few)
+    method.begin(Images(), tmp_path, said.append)
+    assert max(Images.asked) <= 256 and Images.asked[0] == 60 and "60 of 300" in said[0]
+    rows = evenly(300, 60)
+    circle = find_circle(pile[torch.from_numpy(rows)], few, lambda text: None)
+    assert circle is not None and method.targets is not None and method.targets.shape == (300, 2)
+    np.testing.assert_allclose(method.targets[rows], circle.place(pile[torch.from_numpy(rows)]), atol=1e-5)
 
 
 def test_pictures_of_nothing_in_particular_give_finite_angles() -> None:
     noise = torch.randint(0, 255, (60, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    found = look_around(noise, TINY, lambda text: None)
+    circle = find_circle(noise, TINY, lambda text: None)
+    assert circle is not None
+    found = circle.place(noise)
     assert (
         found.shape == (60, 2) and np.isfinite(found).all() and ((found[:, 1] >= 0) & (found[:, 1] <= 1 + 1e-6)).all()
     )
@@ -81,7 +108,10 @@ def test_the_order_of_cars_is_found_and_runs_the_right_way_round(tmp_path: Path)
     images = build_cache(source, 64)
     true = azimuth_of(np.stack([source.truth(i).view.rotation for i in range(len(source))]))  # type: ignore[union-attr]
     said: list[str] = []
-    found = look_around(images.batch(np.arange(len(images))), Viewpoint.sizes["small"], said.append)  # type: ignore[arg-type]
+    pictures = images.batch(np.arange(len(images)))
+    circle = find_circle(pictures, Viewpoint.sizes["small"], said.append)  # type: ignore[arg-type]
+    assert circle is not None
+    found = circle.place(pictures)
     scores = azimuth_scores(found[:, 0], true)
     assert scores["azimuth_median_deg"].value < 10 < scores["mirrored_deg"].value and scores["acc30"].value > 0.9
     assert any("azimuth grows" in text for text in said)
@@ -97,7 +127,7 @@ def test_the_network_learns_what_it_is_told_and_not_what_is_shuffled(
     scores = {}
     for name, angles in (("told", true), ("shuffled", np.random.RandomState(0).permutation(true))):
         targets = np.stack([angles, np.ones_like(angles)], 1).astype(np.float32)
-        monkeypatch.setattr(MODULE, "look_around", lambda *given, targets=targets: targets)
+        monkeypatch.setattr(MODULE, "kept_array", lambda *given, targets=targets: targets)
         run = train("viewpoint", cars, tmp_path / name, size="tiny", steps=150, set=settings, quiet=True)
         scores[name] = evaluate(run)["azimuth_median_deg"]
     assert scores["told"].value < 0.5 * scores["told"].baselines["constant"]
@@ -121,6 +151,7 @@ def test_answers_are_rotations_about_the_upright_axis() -> None:
     [
         {"cell_px": 0}, {"cell_px": 20}, {"components": 0}, {"neighbours": 0}, {"harmonics": 0}, {"looks": -1}, {"rounds": -1},
         {"net_px": 0}, {"turn_rad": 0.0}, {"jitter": -1.0},
+        {"most": FEWEST - 1},
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from selftaught.core.rows import evenly
 from selftaught.measure.score import Score, score_of
 
 Array = np.ndarray
@@ -71,7 +72,7 @@ def common_frame(predicted: Any, true: Any) -> Array:
             f"expected as many predicted rotations as true ones, at least one, got {len(predicted)} and {len(true)}"
         )
     offsets = np.swapaxes(predicted, 1, 2) @ true
-    picks = np.unique(np.linspace(0, len(offsets) - 1, min(_CANDIDATES, len(offsets))).astype(int))
+    picks = evenly(len(offsets), _CANDIDATES)
     errors = np.median(geodesic_rad(offsets[picks][:, None], offsets[None]), axis=1)
     best = offsets[picks[int(errors.argmin())]]
     near = geodesic_rad(best, offsets) <= 2 * errors.min() + 1e-6

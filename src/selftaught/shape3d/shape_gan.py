@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from selftaught.core import draws
 from selftaught.core.config import refuse_outside
+from selftaught.core.rows import evenly
 from selftaught.data.npy import kept_array
 from selftaught.measure.score import Score
 from selftaught.measure.viewpoint import angles_of
@@ -281,7 +282,7 @@ def estimated_angles(
 
 def border_colour(images: Any) -> np.ndarray[Any, Any]:
     """(3,) mean colour in [0, 1] of the borders of pictures, of at most 256 of them."""
-    rows = np.linspace(0, len(images) - 1, min(len(images), 256)).astype(int)
+    rows = evenly(len(images), 256)
     some = images.batch(rows).float() / 255
     rim = torch.cat([some[:, :, 0], some[:, :, -1], some[..., 0], some[..., -1]], 2)
     found: np.ndarray[Any, Any] = rim.mean((0, 2)).numpy()

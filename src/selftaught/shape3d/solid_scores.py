@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from selftaught.core.rows import evenly
 from selftaught.measure.mesh import THICK_WITHIN, in_unit_cube, shape_scores, solid_thickness, thickness_error
 from selftaught.measure.patches import patch_kid
 from selftaught.measure.score import Score, score_of
@@ -76,17 +77,12 @@ def mean_surface(surfaces: list[Surface]) -> Surface:
     return np.mean([in_unit_cube(*one) for one in surfaces], 0), surfaces[0][1]
 
 
-def spread_rows(count: int, most: int) -> Array:
-    """At most `most` of `count` rows, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
-
-
 def generator_scores(method: Any, data: EvalData) -> dict[str, Score]:
     """Viewpoints as the discriminator reads them off test pictures; the mean of the made shapes, and made ones, against true ones."""
     scores, frame = pose_scores(method, data)
     if frame is None:
         return scores
-    rows = spread_rows(len(data.test), SHAPES)
+    rows = evenly(len(data.test), SHAPES)
     truths = true_surfaces(data, rows)
     solids = method.sample(len(rows), data.seed)
     if truths is not None:
@@ -103,7 +99,7 @@ def generator_scores(method: Any, data: EvalData) -> dict[str, Score]:
         first = method.untrained(data.seed).sample(len(rows), data.seed).points.double().numpy() @ frame
         beginning = shape_scores([(first.mean(0), faces)] * len(truths), truths)
         scores["chamfer"].baselines["untrained"] = beginning["chamfer"].value
-        scores["spread"] = width_spread(points, truths)
+        scores["spread_error"] = spread_error(points, truths)
     if data.test.has_masks:
         scores["area_error"] = area_error(method, data, solids)
     if len(data.test) >= FEWEST_COMPARED:
@@ -158,7 +154,7 @@ def autoencoder_scores(method: Any, data: EvalData) -> dict[str, Score]:
         scores["mask_iou"] = mask_iou(np.concatenate(masks), data.test.masks_at(method.maker.px) == 1)
     truths = true_surfaces(data, np.arange(len(data.test)))
     if truths is not None:
-        rows = spread_rows(len(truths), SHAPES)
+        rows = evenly(len(truths), SHAPES)
         faces = method.maker.topology.faces.numpy()
         true = [truths[i] for i in rows]
         scores |= shape_scores([(shapes[i], faces) for i in rows], true, mean_surface(truths))
@@ -192,11 +188,12 @@ def proportions(points: Array) -> Array:
     return size[:, [0, 2]] / size[:, 1:2]
 
 
-def width_spread(points: Array, truths: list[Surface]) -> Score:
-    """How much the made shapes differ in their width over height, as a share of how much true ones do."""
+def spread_error(points: Array, truths: list[Surface]) -> Score:
+    """How far the deviation of the made shapes' width over height is from that of true ones, as a share of the latter."""
     true = float(proportions(np.stack([p for p, _ in truths]))[:, 0].std())
     own = proportions(points)[:, :1] / max(true, 1e-9)
-    return score_of(own, unit="share", statistic=_deviation, baselines={"one shape": 0.0}, note="should be 1")
+    note = f"made shapes differ {own.std():.2f} times as much as true ones"
+    return score_of(own, better="lower", unit="share", statistic=_from_one, baselines={"one shape": 1.0}, note=note)
 
 
 def area_error(method: Any, data: EvalData, solids: Any) -> Score:
@@ -211,5 +208,5 @@ def area_error(method: Any, data: EvalData, solids: Any) -> Score:
     return score_of(errors, better="lower", unit="share", baselines={"all of it": 1 / max(true, 1e-9) - 1})
 
 
-def _deviation(rows: Array) -> float:
-    return float(rows.std())
+def _from_one(rows: Array) -> float:
+    return abs(float(rows.std()) - 1)

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selftaught.core import draws
+from selftaught.core.rows import evenly
 from selftaught.data.npy import kept_array
 from selftaught.measure.score import Score
 from selftaught.measure.viewpoint import azimuth_of, azimuth_scores, known_views
@@ -42,6 +43,8 @@ class ViewpointConfig(TrainConfig):
 
     cell_px: int = 8
     """Side of the cells of the histograms of gradients."""
+    most: int = 10_000
+    """The circle is found on at most so many pictures, since all are compared with all; the others are laid on it."""
     components: int = 96
     """Principal components of the histograms that are kept."""
     neighbours: int = 10
@@ -66,6 +69,8 @@ class ViewpointConfig(TrainConfig):
     def __post_init__(self) -> None:
         if self.cell_px < 1 or self.image_px < 2 * self.cell_px:
             raise ValueError(f"pictures must be at least two cells wide, got {self.image_px} px and cells of {self.cell_px}")
+        if self.most < FEWEST:
+            raise ValueError(f"most must be at least {FEWEST}, got {self.most}: fewer pictures show no circle")
         if min(self.components, self.neighbours, self.harmonics) < 1 or min(self.looks, self.rounds) < 0 or self.net_px < 8:
             raise ValueError("components, neighbours and harmonics must be at least 1, looks and rounds at least 0, net_px at least 8")
         if not 0 < self.turn_rad < math.pi / 2 or min(self.shift_frac, self.jitter) < 0:
@@ -94,17 +99,31 @@ def network(width: int) -> nn.Sequential:
     )
 
 
-def look_around(images: Tensor, config: ViewpointConfig, say: Callable[[str], None]) -> np.ndarray[Any, Any]:
-    """Angles and sureness (N, 2) float32 of pictures (N, 3, S, S) uint8: the four steps, without the network."""
+class Circle(NamedTuple):
+    """The circle that was found: `place` says where on it pictures lie."""
+
+    config: ViewpointConfig
+    project: circle.Projection
+    curve: circle.Curve
+    sign: float
+    """1 when azimuth grows with the curve's angle, else -1."""
+
+    def place(self, images: Tensor) -> np.ndarray[Any, Any]:
+        """Angles in radians and sureness in [0, 1], (N, 2) float32, of pictures (N, 3, S, S) uint8."""
+        angle, sure = self.curve.angle(self.project(histograms(images, self.config, 0.0)))
+        return np.stack([self.sign * angle, sure], 1).astype(np.float32)
+
+
+def find_circle(images: Tensor, config: ViewpointConfig, say: Callable[[str], None]) -> Circle | None:
+    """The four steps, without the network, on pictures (N, 3, S, S) uint8; None, said aloud, where there is nothing to find."""
     c = config
-    nothing = np.zeros((len(images), 2), np.float32)
     if len(images) < FEWEST:
         say(f"{len(images)} pictures are too few to find viewpoints; {FEWEST} are needed")
-        return nothing
+        return None
     raw = histograms(images, c, 0.0)
     if float(raw.std(0).max()) < 1e-4:
         say("all pictures look the same; there are no viewpoints to find")
-        return nothing
+        return None
     project = circle.principal(raw, min(c.components, len(raw) // 4))
     features = project(raw)
     ahead, back = (project(histograms(images, c, sign * c.turn_rad)) for sign in (1, -1))
@@ -115,12 +134,12 @@ def look_around(images: Tensor, config: ViewpointConfig, say: Callable[[str], No
         + ", ".join(f"{x.name} {x.level:.2f}" for x in others[:4])
     )
     turn = np.angle(np.exp(1j * (best.curve.angle(ahead)[0] - best.curve.angle(back)[0])))
-    angle, sure = best.curve.angle(features)
+    sure = best.curve.angle(features)[1]
     sign = 1.0 if float((np.sin(turn) * sure).sum()) >= 0 else -1.0
     agreeing = float((np.sign(turn) == sign).mean())
     way = "with" if sign > 0 else "against"
     say(f"azimuth grows {way} the curve, say {agreeing:.0%} of the turned pictures; mean sureness {sure.mean():.2f}")
-    return np.stack([sign * angle, sure], 1).astype(np.float32)
+    return Circle(c, project, best.curve, sign)
 
 
 @torch.no_grad()
@@ -175,7 +194,13 @@ class Viewpoint(Method):
         """Lay the pictures on a circle, once, into viewpoints.npy (N, 2) float32: angles in radians, and how sure they are."""
 
         def make() -> np.ndarray[Any, Any]:
-            return look_around(images.batch(np.arange(len(images))), self.config, say)
+            if len(images) > self.config.most:
+                say(f"the circle is found on {self.config.most} of {len(images)} pictures, evenly spread; the others are laid on it")
+            found = find_circle(images.batch(evenly(len(images), self.config.most)), self.config, say)
+            if found is None:
+                return np.zeros((len(images), 2), np.float32)
+            parts = np.array_split(np.arange(len(images)), -(-len(images) // 256))
+            return np.concatenate([found.place(images.batch(rows)) for rows in parts])
 
         self.targets = kept_array(run_dir / "viewpoints.npy", (len(images), 2), make, say)
 
