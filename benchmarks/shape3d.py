@@ -33,7 +33,7 @@ SHOWN = {
     "viewpoint": ("azimuth_median_deg", "acc30", "azimuth_mod180_deg"),
     "shape_gan": (
         "azimuth_correlation", "azimuth_median_deg", "rotation_median_deg", "chamfer", "thick_enough", "thickness_error", "relief",
-        "spread", "area_error",
+        "spread_error", "area_error",
     ),
     "shape_autoencoder": (
         "mask_iou", "azimuth_median_deg", "azimuth_correlation", "rotation_median_deg", "chamfer", "thick_enough", "relief",

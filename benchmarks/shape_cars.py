@@ -30,7 +30,7 @@ CARS = (
     "paint_levels=2", "paint_lr_scale=0.1", "shape_code=6", "texture_code=8", "code_weight=1.0",
 )  # fmt: skip
 FOUND = ("generator_lr_frac=1.0", "told_weight=2.0", "told_last_frac=0.25", "tight_weight=1.5", "hidden_weight=3.0", "rough_weight=5.0")
-STEPS = {"shape_gan": 2400, "shape_autoencoder": 700}
+STEPS = {"shape_gan": 2400, "shape_autoencoder": 1000}
 AGAIN = ("elevation=(0.0,0.0)", "even_azimuths=false", "azimuth_error_rad=0.03")
 """A second round is told the viewpoints, elevation and all, of the encoder that was learned on the first."""
 LOOSE = "tight_weight 0, 900 steps"
