@@ -7,9 +7,9 @@ and shape_autoencoder_cars.json into benchmarks/results.
 For every seed 2,000 cars to learn from and 500 held out, before a plain background, those of `shape3d.py --methods viewpoint`; that
 method's run tells the generator viewpoints, without labels; the encoder learns them as well. Set by hand, since azimuths alone are
 estimated: the angle of view, the range of the camera's heights and that of the light, as the world has them. The start is a ball. The
-control has learning rate 0. --again trains a second generator that is told the viewpoints of the first encoder (first seed), --cluttered
-one before cluttered backgrounds, --loose an encoder without tight_weight. Results are written after every training; trainings that
-were stopped continue, finished ones are not repeated.
+control has learning rate 0. --again trains a second generator that is told the viewpoints of the first encoder (first seed), --loose
+trains an encoder without tight_weight, --cluttered one of each method before cluttered backgrounds. Results are written after every
+training; trainings that were stopped continue, finished ones are not repeated.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ AGAIN = ("elevation=(0.0,0.0)", "even_azimuths=false", "azimuth_error_rad=0.03")
 """A second round is told the viewpoints, elevation and all, of the encoder that was learned on the first."""
 LOOSE = "tight_weight 0, 900 steps"
 DATA = "cars from all around, 32 px"
-CLUTTERED = ("background_lr_scale=1.0", "background_code=16", "hidden_weight=0.0")
+CLUTTERED = {"shape_gan": ("background_lr_scale=1.0", "background_code=16", "hidden_weight=0.0"), "shape_autoencoder": ("hidden_weight=0.0",)}
 """Before backgrounds that are worth learning."""
 CLUTTERED_DATA = "cars from all around, cluttered backgrounds, 32 px"
 
@@ -51,9 +51,9 @@ def chain(
     method: str, folder: Path, seed: int, name: str, settings: tuple[str, ...] = (), steps: int | None = None, told_by: str = "",
     background: str = "plain",
 ) -> dict[str, Any]:
-    """One run of a method on the cars of a seed, and of what it needs."""
+    """One run of a method on the cars of a seed, and of what it needs; `told_by`: another run in the place of what that usually is."""
     data = pictures(folder / f"cars_{background}-{seed}", "cars", 2500, seed, background)
-    pose, solids = folder / f"viewpoint-{background}-{seed}", folder / f"cars-shape_gan-{seed}"
+    pose, solids = folder / f"viewpoint-{background}-{seed}", folder / (told_by or f"cars-shape_gan-{seed}")
     one_run("viewpoint", data, pose, seed)
     told, need = (CARS, f"pose={folder / told_by if told_by else pose}") if method == "shape_gan" else (FOUND, f"generator={solids}")
     return one_run(method, data, folder / name, seed, (*told, *settings), steps or STEPS[method], (need,))
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/shape3d"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--again", action="store_true", help="also a second round: one generator told the viewpoints of the encoder")
-    parser.add_argument("--cluttered", action="store_true", help="also one generator of cars before cluttered backgrounds")
+    parser.add_argument("--cluttered", action="store_true", help="also one of each method on cars before cluttered backgrounds")
     parser.add_argument("--loose", action="store_true", help="also one encoder without tight_weight, for 900 steps")
     arguments = parser.parse_args()
     for method in arguments.methods:
@@ -94,13 +94,16 @@ def main() -> None:
             chain("shape_autoencoder", arguments.runs, first, encoder)
             others["second round"] = chain(method, arguments.runs, first, f"cars-{method}-again", AGAIN, told_by=encoder)
             told(method, arguments.seeds, runs, others)
-        if arguments.cluttered and method == "shape_gan":
-            name = f"cars-{method}-cluttered"
-            one = chain(method, arguments.runs, arguments.seeds[0], name, CLUTTERED, background="cluttered")
-            told(method, arguments.seeds, runs, others, [one])
         if arguments.loose and method == "shape_autoencoder":
             others[LOOSE] = chain(method, arguments.runs, arguments.seeds[0], f"cars-{method}-loose", ("tight_weight=0.0",), 900)
             told(method, arguments.seeds, runs, others)
+        if arguments.cluttered:
+            first, generator = arguments.seeds[0], "cars-shape_gan-cluttered"
+            one = chain("shape_gan", arguments.runs, first, generator, CLUTTERED["shape_gan"], background="cluttered")
+            if method == "shape_autoencoder":
+                found = CLUTTERED[method]
+                one = chain(method, arguments.runs, first, f"cars-{method}-cluttered", found, told_by=generator, background="cluttered")
+            told(method, arguments.seeds, runs, others, [one])
 
 
 if __name__ == "__main__":
