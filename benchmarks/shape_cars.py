@@ -35,7 +35,10 @@ AGAIN = ("elevation=(0.0,0.0)", "even_azimuths=false", "azimuth_error_rad=0.03")
 """A second round is told the viewpoints, elevation and all, of the encoder that was learned on the first."""
 LOOSE = "tight_weight 0, 900 steps"
 DATA = "cars from all around, 32 px"
-CLUTTERED = {"shape_gan": ("background_lr_scale=1.0", "background_code=16", "hidden_weight=0.0"), "shape_autoencoder": ("hidden_weight=0.0",)}
+CLUTTERED = {
+    "shape_gan": ("background_lr_scale=1.0", "background_code=16", "hidden_weight=0.0"),
+    "shape_autoencoder": ("hidden_weight=0.0",),
+}
 """Before backgrounds that are worth learning."""
 CLUTTERED_DATA = "cars from all around, cluttered backgrounds, 32 px"
 
