@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
+from forked import Program
 from selftaught.nets.torchvision_ops import make_torchvision_importable
 from trained_runs import runs as runs  # a fixture
 
@@ -86,26 +86,24 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
 
 @pytest.fixture(scope="session")
-def start_ranks() -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
-    """A function (arguments of python, number of processes, **environment) that starts processes as torchrun would, without its own one."""
-    started: list[subprocess.Popen[str]] = []
+def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Program]]]:
+    """A function (program and its arguments, number of processes, **environment) that starts processes as torchrun would."""
+    started: list[Program] = []
+    root = tmp_path_factory.mktemp("output")
 
-    def start(arguments: list[str], world: int = 2, **environment: str) -> list[subprocess.Popen[str]]:
+    def start(arguments: list[str], world: int = 2, **environment: str) -> list[Program]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         shared = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                   "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **environment}  # fmt: skip
-        found = [
-            subprocess.Popen([sys.executable, *arguments], env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for rank in range(world)
-        ]  # fmt: skip
-        started.extend(found)
+        found = []
+        for rank in range(world):
+            own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            found.append(Program(arguments, own, root / str(len(started))))
+            started.append(found[-1])
         return found
 
     yield start
     for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+        process.kill()

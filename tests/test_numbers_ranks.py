@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from forked import Program
 from selftaught.core import capture, checkpoint
 
 # Rank 1 breaks step 1 by its loss (its gradients are finite) and step 3 by a gradient; rank 0 breaks step 5 by a buffer.
@@ -51,26 +49,13 @@ train("simclr", data, out, size="tiny", steps=6, set=["batch_size=8"], quiet=Tru
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(start_ranks: Callable[..., list[Program]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of six steps on two processes."""
     root = tmp_path_factory.mktemp("ranks")
     np.savez(root / "data.npz", images=np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3)).astype(np.uint8))
-    with socket.socket() as port:
-        port.bind(("127.0.0.1", 0))
-        number = port.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(number), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WORKER, str(root / "data.npz"), str(root / "run")]
-    children = [
-        subprocess.Popen(command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True)
-        for r in range(2)
-    ]
-    try:
-        for child in children:
-            _, error = child.communicate(timeout=300)
-            assert child.returncode == 0, error[-3000:]
-    finally:
-        for child in children:
-            child.kill()
+    (root / "worker.py").write_text(WORKER)
+    for process in start_ranks([str(root / "worker.py"), str(root / "data.npz"), str(root / "run")]):
+        assert process.wait(timeout=300) == 0, process.communicate(timeout=0)[-3000:]
     return root / "run"
 
 

@@ -22,7 +22,7 @@ from trained_runs import as_clips
 
 TRAINED = [name for name in registry.methods() if registry.load_class(name).sizes["tiny"].steps]
 LOSS_REL, GRADIENT_COSINE, END_REL = 0.02, 0.97, 0.1
-FEWER = {"move": 8, "move_video": 4, "glass": 4}
+FEWER = {"move": 8, "move_video": 4, "glass": 4, "lapo": 8}
 """Pictures or clips of a step where it is not 32: bf16 convolutions are slow where the processor has none. Less is averaged, too."""
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from forked import Program
 from selftaught.core import draws, launch, seeds, shard
 from selftaught.core.errors import RankError
 from selftaught.data import image_ops
@@ -339,13 +339,13 @@ for _name in TRAINED:
 
 
 @pytest.fixture(scope="module")
-def results(start_ranks: Callable[..., list[subprocess.Popen[str]]], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+def results(start_ranks: Callable[..., list[Program]], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """What failed in each of two processes, by check."""
     found = start_ranks([__file__], OUT=str(tmp_path_factory.mktemp("ranks")))
     answers = [process.communicate(timeout=3000) for process in found]
-    for process, (out, err) in zip(found, answers, strict=True):
-        assert process.returncode == 0, out[-2000:] + err[-5000:]
-    return [json.loads(out.rpartition("RESULTS ")[2]) for out, _ in answers]
+    for process, text in zip(found, answers, strict=True):
+        assert process.returncode == 0, text[-5000:]
+    return [json.loads(text.rpartition("RESULTS ")[2].splitlines()[0]) for text in answers]
 
 
 @pytest.mark.parametrize("name", CHECKS)

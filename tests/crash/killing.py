@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -21,12 +20,10 @@ import torch
 from selftaught.core import checkpoint
 from selftaught.train import Loop, train
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for those who run it without pytest
+from forked import PROCESSES  # noqa: E402
+
 LOOP = sys.modules["selftaught.train"]  # the package's attribute of that name is the function
-# Real processes, forked from one that has imported everything: a start takes tenths of a second instead of seconds.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["selftaught.train", "selftaught.cli", "selftaught.representation.dino", "selftaught.representation.mae"]
-)
 
 
 def write_data(path: Path, count: int = 40) -> Path:

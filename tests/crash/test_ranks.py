@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 
+from forked import Program
 from selftaught.core.config import read_json
 from selftaught.loading import load_method
 from trained_runs import differing, needs_at_tiny, newest
@@ -30,7 +31,7 @@ METHODS = ("simclr", "dino", "mae", "selfmask", "cad", "move")
 NEEDS = {"features": "simclr", "inpainter": "mae", "masks": "lost"}
 STEPS, STOPS = 10, (3, 7)
 END_S = 30.0
-Start = Callable[..., "list[subprocess.Popen[str]]"]
+Start = Callable[..., "list[Program]"]
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +41,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def finished(processes: list[subprocess.Popen[str]], timeout: float = 3000) -> list[tuple[int, str]]:
+def finished(processes: list[Program], timeout: float = 3000) -> list[tuple[int, str]]:
     """Exit code and all output of each process."""
-    found = []
-    for process in processes:
-        out, err = process.communicate(timeout=timeout)
-        found.append((process.returncode, out + err))
-    return found
+    return [(process.wait(timeout), process.communicate(timeout)) for process in processes]
 
 
 def command(method: str, data: Path, out: Path, *more: str) -> str:
@@ -139,7 +136,7 @@ class Straight:
         for code, text in finished(self.begin(self.run)):
             assert code == 0, text
 
-    def begin(self, run: Path, harm: str = "", **environment: str) -> list[subprocess.Popen[str]]:
+    def begin(self, run: Path, harm: str = "", **environment: str) -> list[Program]:
         commands = command("dino", self.data, run)
         return self.start([PROGRAM], 2, COMMANDS=commands, HARM=harm, SAVE_OFTEN="1", **environment)
 
@@ -156,7 +153,7 @@ def straight(start_ranks: Start, data: Path, tmp_path_factory: pytest.TempPathFa
     return Straight(start_ranks, data, tmp_path_factory.mktemp("harm"))
 
 
-def survivor_ends(processes: list[subprocess.Popen[str]], victim: int) -> tuple[int, str]:
+def survivor_ends(processes: list[Program], victim: int) -> tuple[int, str]:
     """Wait for the victim's death; return exit code and output of the other, which must end in time."""
     processes[victim].wait(timeout=3000)
     begin_s = time.monotonic()
@@ -190,10 +187,8 @@ def test_an_error_of_one_process_is_told_by_the_other(straight: Straight) -> Non
 def test_a_frozen_process_is_noticed(straight: Straight) -> None:
     run = straight.root / "freeze"
     processes = straight.begin(run, "freeze:1:4", SELFTAUGHT_SILENCE_S="6")
-    while True:
-        pid, status = os.waitpid(processes[1].pid, os.WUNTRACED)
-        if os.WIFSTOPPED(status):
-            break
+    while Path(f"/proc/{processes[1].pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":  # stopped
+        time.sleep(0.05)
     begin_s = time.monotonic()
     ((code, text),) = finished(processes[:1], timeout=END_S)
     assert time.monotonic() - begin_s > 4, "a slow process is not a dead one"

@@ -1,7 +1,7 @@
 """Whether the other processes of a training live: heartbeats through torchrun's store, and who says what when one is lost.
 
 Every process counts upwards in the store every second and watches the next rank's count. A count that stands still for
-SILENCE_S, a store that does not answer for so long, or another process's last words end this process with a message and exit
+`silence_s`, a store that does not answer for so long, or another process's last words end this process with a message and exit
 code 7: a collective operation that waits for the dead cannot be interrupted from Python, so the process is ended from a
 thread. Checkpoints are written so that this is harmless.
 """
@@ -23,14 +23,17 @@ from selftaught.core.errors import EXIT_RANK, RankError, SelftaughtError
 from selftaught.core.guards import process_alive
 
 BEAT_S = 1.0
-SILENCE_S = float(os.environ.get("SELFTAUGHT_SILENCE_S", "20"))
-"""Seconds without a sign of life after which a process counts as lost; at least 5 beats."""
 GRACE_S = 5.0
 """Seconds in which a process that hears of another's end may still end by itself, with its own message."""
 LEAVE_S = 60.0
 """Seconds for which the first process, which may hold the store, waits for the others at the end."""
 STORE_GONE = "The process that keeps the addresses of all (rank 0, or its torchrun) is gone."
 AGAIN = "Start the same command again: the run goes on from its last checkpoint, with any number of processes."
+
+
+def silence_s() -> float:
+    """Seconds without a sign of life after which a process counts as lost; at least 5 beats."""
+    return float(os.environ.get("SELFTAUGHT_SILENCE_S", "20"))
 
 
 def broken_connection(error: BaseException) -> bool:
@@ -125,7 +128,7 @@ class Group:
         """Find out why a connection broke: somebody's last words, a dead process of this machine, or a silent one."""
         others = [r for r in range(self.world) if r != self.rank]
         counts: dict[int, bytes] = {}
-        end_s = time.monotonic() + SILENCE_S + 2 * BEAT_S
+        end_s = time.monotonic() + silence_s() + 2 * BEAT_S
         while True:
             try:
                 found = self._last_words(self.store)
@@ -147,7 +150,7 @@ class Group:
         return _lost(f"{self.name(rank)} is gone.", why="it was killed or crashed; its own message, if any, is above")
 
     def _silent(self, rank: int) -> RankError:
-        return _lost(f"{self.name(rank)} has given no sign of life for {SILENCE_S:.0f} s.",
+        return _lost(f"{self.name(rank)} has given no sign of life for {silence_s():.0f} s.",
                      why="it was killed or stopped, or its machine or the network is gone")  # fmt: skip
 
     def _last_words(self, store: Any) -> RankError | None:
@@ -177,13 +180,13 @@ class Group:
 
     def _guard(self) -> None:
         """End this process when the store or the next rank is silent. A thread of its own: one that asks a store without answer hangs."""
-        silence_s = max(SILENCE_S, 5 * BEAT_S)
+        allowed_s = max(silence_s(), 5 * BEAT_S)
         while not self.ended.wait(BEAT_S):
             now_s = time.monotonic()
-            if now_s - self.answered_s > silence_s + GRACE_S:
-                self._end(_lost(f"The store of the processes has not answered for {silence_s:.0f} s.",
+            if now_s - self.answered_s > allowed_s + GRACE_S:
+                self._end(_lost(f"The store of the processes has not answered for {allowed_s:.0f} s.",
                                 why="the machine of rank 0 or the network is gone"))  # fmt: skip
-            elif now_s - self.changed_s > silence_s and now_s - self.answered_s < silence_s / 2:
+            elif now_s - self.changed_s > allowed_s and now_s - self.answered_s < allowed_s / 2:
                 error = self._silent((self.rank + 1) % self.world)
                 self._say(error, self.thread_store)
                 self._end(error)
@@ -198,7 +201,7 @@ def _connect(mark: str) -> Any:
     """A connection of its own to the store that torchrun (or rank 0) holds."""
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False,
-        timeout=timedelta(seconds=max(SILENCE_S, 20)),
+        timeout=timedelta(seconds=max(silence_s(), 20)),
     )  # fmt: skip
     return dist.PrefixStore(f"selftaught/{mark}", store)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,8 @@ from selftaught.data.readers import BadFile
 if TYPE_CHECKING:
     import torch
 
+    from selftaught.data.clips import ClipSource
+
 SCHEMA = 3
 """Rises when the same files give other pixels."""
 THREADS = max(2, min(8, os.cpu_count() or 2))
@@ -41,6 +43,7 @@ _SPOTS = 64
 _SPARE_BYTES = 32 * 2**20
 
 Report = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 @dataclass
@@ -94,25 +97,78 @@ def build_cache(
         raise DataError(f"image_px is {image_px}", expected="at least 1")
     total, fingerprint = len(source), source.fingerprint()
     key = hashlib.sha256(f"{SCHEMA}|{image_px}|{fingerprint}".encode()).hexdigest()[:16]
-    root = cache_root(cache_dir)
-    folder = root / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', source.name)[:60]}-{image_px}px-{key}"
-    with writing(root):
-        root.mkdir(parents=True, exist_ok=True)
-        with only_one(root / f".{key}.lock"):
-            found = _open(folder, source, image_px, fingerprint)
-            if found is None:
-                shutil.rmtree(folder, ignore_errors=True)
-                work = _Work(root / f".partial-{key}", source, image_px)
-                work.build(max_bad_frac, report, fingerprint, folder)
-                found = _open(folder, source, image_px, fingerprint)
-    if found is None:
-        raise DataError(f"the cache {folder} does not read back as it was written", do="check the disk, try again")
+    found = kept_or_built(
+        cache_dir, f"{source.name}/{image_px}px", key,
+        lambda folder: _open(folder, source, image_px, fingerprint),
+        lambda partial, folder: _Work(partial, source, image_px).build(max_bad_frac, report, fingerprint, folder),
+    )  # fmt: skip
     refuse(found.bad, total, total, max_bad_frac)
     return found
 
 
+def kept_or_built(
+    cache_dir: str | os.PathLike[str] | None, name: str, key: str, opened: Callable[[Path], T | None],
+    build: Callable[[Path, Path], None],
+) -> T:  # fmt: skip
+    """Open the cache of a key where it is whole; else build it (in a partial folder, which gets the name of the cache at the end)."""
+    root = cache_root(cache_dir)
+    words, _, size = name.rpartition("/")
+    folder = root / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', words)[:60]}-{size}-{key}"
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with only_one(root / f".{key}.lock"):
+            found = opened(folder)
+            if found is None:
+                shutil.rmtree(folder, ignore_errors=True)
+                build(root / f".partial-{key}", folder)
+                found = opened(folder)
+    if found is None:
+        raise DataError(f"the cache {folder} does not read back as it was written", do="check the disk, try again")
+    return found
+
+
+class Building:
+    """What building a cache of pictures and one of clips have in common."""
+
+    folder: Path
+    source: Source | ClipSource
+    bad: list[tuple[int, str]]
+
+    def run(self, max_bad_frac: float, report: Report | None) -> None:
+        """Decode what the journal does not have yet."""
+        raise NotImplementedError
+
+    def index(self) -> dict[str, Any]:
+        """What index.json says beside what all caches say."""
+        raise NotImplementedError
+
+    def build(self, max_bad_frac: float, report: Report | None, fingerprint: str, folder: Path) -> None:
+        """Decode, index and rename; a full disk gets its room back, any other interruption can be continued."""
+        try:
+            self.run(max_bad_frac, report)
+            self.finish(fingerprint, folder)
+        except OSError as error:
+            if error.errno in FULL:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+
+    def finish(self, fingerprint: str, folder: Path) -> None:
+        """Write the index, then give the whole folder its name."""
+        index = {"name": self.source.name, "fingerprint": fingerprint, "bad": self.named(), **self.index()}
+        with (self.folder / "index.json").open("wb") as stream:
+            stream.write(json.dumps(index).encode())
+            to_disk(stream)
+        (self.folder / "journal.jsonl").unlink(missing_ok=True)
+        os.replace(self.folder, folder)
+        sync_folder(folder.parent)
+
+    def named(self) -> list[tuple[str, str]]:
+        """What could not be read, and why."""
+        return [(self.source.keys[i], reason) for i, reason in self.bad]
+
+
 @dataclass
-class _Work:
+class _Work(Building):
     """A cache being built: pictures are appended in order, and every `_CHUNK` of them is recorded in a journal."""
 
     folder: Path
@@ -131,18 +187,7 @@ class _Work:
     def row_bytes(self) -> int:
         return 3 * self.image_px * self.image_px
 
-    def build(self, max_bad_frac: float, report: Report | None, fingerprint: str, folder: Path) -> None:
-        """Decode, index and rename; a full disk gets its room back, any other interruption can be continued."""
-        try:
-            self.run(max_bad_frac, report)
-            self.finish(fingerprint, folder)
-        except OSError as error:
-            if error.errno in FULL:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            raise
-
     def run(self, max_bad_frac: float, report: Report | None) -> None:
-        """Decode what the journal does not have yet."""
         total = len(self.source)
         self._resume(total)
         self._check_room(total)
@@ -155,7 +200,7 @@ class _Work:
             for i, result in decoded_in_order(self.source, self.image_px, self.done):
                 if isinstance(result, BadFile):
                     self.bad.append((i, result.reason))
-                    refuse(self._named(), i + 1, total, max_bad_frac)
+                    refuse(self.named(), i + 1, total, max_bad_frac)
                 else:
                     pixels, size = result
                     images.write(np.ascontiguousarray(pixels.transpose(2, 0, 1)).data)
@@ -168,32 +213,14 @@ class _Work:
                     marks = (len(self.rows), len(self.bad))
                 if report is not None and (self.done % 32 == 0 or self.done == total):
                     report(self.done, total)
-        refuse(self._named(), total, total, max_bad_frac)
+        refuse(self.named(), total, total, max_bad_frac)
 
-    def finish(self, fingerprint: str, folder: Path) -> None:
-        """Write the index, then give the whole folder its name."""
+    def index(self) -> dict[str, Any]:
         images = np.memmap(self.images_path, np.uint8, "r", shape=(len(self.rows), self.row_bytes))
-        index = {
-            "schema": SCHEMA,
-            "name": self.source.name,
-            "image_px": self.image_px,
-            "fingerprint": fingerprint,
-            "keys": [self.source.keys[i] for i in self.rows],
-            "sizes": self.sizes,
-            "source_index": self.rows,
-            "bad": self._named(),
-            "spots": spots(images),
-        }
-        del images
-        with (self.folder / "index.json").open("wb") as stream:
-            stream.write(json.dumps(index).encode())
-            to_disk(stream)
-        (self.folder / "journal.jsonl").unlink(missing_ok=True)
-        os.replace(self.folder, folder)
-        sync_folder(folder.parent)
-
-    def _named(self) -> list[tuple[str, str]]:
-        return [(self.source.keys[i], reason) for i, reason in self.bad]
+        return {
+            "schema": SCHEMA, "image_px": self.image_px, "keys": [self.source.keys[i] for i in self.rows], "sizes": self.sizes,
+            "source_index": self.rows, "spots": spots(images),
+        }  # fmt: skip
 
     def _resume(self, total: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

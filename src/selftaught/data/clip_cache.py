@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import threading
 from collections import deque
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from selftaught.core.config import FULL, sync_folder
 from selftaught.core.errors import EXIT_DISK, ConfigError, DataError
 from selftaught.data import cache
 from selftaught.data.clip_reader import LIMITS, ClipInfo, Decoder, Limits, Want
@@ -110,24 +108,17 @@ def build_clips(
         raise ConfigError("A cache of clips needs one size.", expected="height and width of at least 1")
     fingerprint = source.fingerprint()
     key = hashlib.sha256(f"clips|{SCHEMA}|{want}|{fingerprint}".encode()).hexdigest()[:16]
-    root = cache.cache_root(cache_dir)
-    folder = root / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', source.name)[:60]}-{want.width}x{want.height}-{key}"
-    with cache.writing(root):
-        root.mkdir(parents=True, exist_ok=True)
-        with cache.only_one(root / f".{key}.lock"):
-            found = _open(folder, source, want, fingerprint)
-            if found is None:
-                shutil.rmtree(folder, ignore_errors=True)
-                _Work(root / f".partial-{key}", source, want, limits).build(max_bad_frac, report, fingerprint, folder)
-                found = _open(folder, source, want, fingerprint)
-    if found is None:
-        raise DataError(f"the cache {folder} does not read back as it was written", do="check the disk, try again")
+    found = cache.kept_or_built(
+        cache_dir, f"{source.name}/{want.width}x{want.height}", key,
+        lambda folder: _open(folder, source, want, fingerprint),
+        lambda partial, folder: _Work(partial, source, want, limits).build(max_bad_frac, report, fingerprint, folder),
+    )  # fmt: skip
     cache.refuse(found.bad, len(source), len(source), max_bad_frac, "clips")
     return found
 
 
 @dataclass
-class _Work:
+class _Work(cache.Building):
     """A cache being built: clips are appended in order, and recorded in a journal when the disk has them."""
 
     folder: Path
@@ -147,16 +138,6 @@ class _Work:
     def frame_bytes(self) -> int:
         return 3 * self.want.height * self.want.width
 
-    def build(self, max_bad_frac: float, report: Report | None, fingerprint: str, folder: Path) -> None:
-        """Decode, index and rename; a full disk gets its room back, any other interruption can be continued."""
-        try:
-            self.run(max_bad_frac, report)
-            self.finish(fingerprint, folder)
-        except OSError as error:
-            if error.errno in FULL:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            raise
-
     def run(self, max_bad_frac: float, report: Report | None) -> None:
         total = len(self.source)
         self._resume(total)
@@ -170,7 +151,7 @@ class _Work:
                 if isinstance(result, BadFile):
                     self.bad.append((i, result.reason))
                     new.append({"i": i, "bad": result.reason})
-                    cache.refuse(self._named(), i + 1, total, max_bad_frac, "clips")
+                    cache.refuse(self.named(), i + 1, total, max_bad_frac, "clips")
                 else:
                     pixels, info = result
                     self._check_room(pixels.nbytes)
@@ -185,27 +166,15 @@ class _Work:
                     new, waiting_bytes = [], 0
                 if report is not None:
                     report(self.done, total)
-        cache.refuse(self._named(), total, total, max_bad_frac, "clips")
+        cache.refuse(self.named(), total, total, max_bad_frac, "clips")
 
-    def finish(self, fingerprint: str, folder: Path) -> None:
-        """Write the index, then give the whole folder its name."""
+    def index(self) -> dict[str, Any]:
         rows = sum(clip["frames"] for clip in self.clips)
         frames = np.memmap(self.frames_path, np.uint8, "r", shape=(rows, self.frame_bytes))
-        index = {
-            "schema": SCHEMA, "name": self.source.name, "want": vars(self.want), "fingerprint": fingerprint,
-            "keys": [self.source.keys[clip["i"]] for clip in self.clips], "clips": self.clips, "bad": self._named(),
-            "spots": cache.spots(frames),
+        return {
+            "schema": SCHEMA, "want": vars(self.want), "keys": [self.source.keys[clip["i"]] for clip in self.clips],
+            "clips": self.clips, "spots": cache.spots(frames),
         }  # fmt: skip
-        del frames
-        with (self.folder / "index.json").open("wb") as stream:
-            stream.write(json.dumps(index).encode())
-            cache.to_disk(stream)
-        (self.folder / "journal.jsonl").unlink(missing_ok=True)
-        os.replace(self.folder, folder)
-        sync_folder(folder.parent)
-
-    def _named(self) -> list[tuple[str, str]]:
-        return [(self.source.keys[i], reason) for i, reason in self.bad]
 
     def _resume(self, total: int) -> None:
         """Take up what the journal says and the file of frames holds; entries behind the first odd one are dropped."""
