@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,15 @@ def refuse_other(out: Path, saved: Mapping[str, Any], new: Mapping[str, Any]) ->
             old_text, new_text = difference(saved.get(key), new[key])
             raise RunError(f"{out} holds another run: its {key} is {old_text}, asked for is {new_text}.",
                            do="Choose another --out, or continue that run with `selftaught resume`.")  # fmt: skip
+
+
+def check_pictures(job: Any, began: str | None, now: str, say: Callable[[str], None]) -> None:
+    """Tell of a run that goes on with other pictures than it began with; raises RunError when they have no path to tell runs apart by."""
+    if began in (None, now):  # None: a checkpoint of an earlier version
+        return
+    if job.to_json()["data"].startswith("<"):
+        raise RunError(f"{job.out} holds a run that was trained on other pictures.", do="Choose another --out.")
+    say("the pictures are no longer those that the last checkpoint was trained on: what is learned from here on differs")
 
 
 def difference(old: Any, new: Any) -> tuple[str, str]:
