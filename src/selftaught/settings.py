@@ -95,7 +95,7 @@ def choose_device(device: str, method: type[Method]) -> str:
             f"There is no device {device!r}.{suggest(device, ['cpu', 'cuda', 'auto'])}", expected="cpu, cuda or auto"
         )
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("This machine offers torch no GPU.", do="Leave --device away, or install a torch with CUDA.")
+        raise ConfigError("This machine offers torch no GPU.", do="Give --device cpu, or install a torch with CUDA.")
     if device == "cuda" and method.cpu_only:
         raise ConfigError(f"{method.name} is trained on the CPU alone.", do="Leave --device away.")
     return "cuda" if device != "cpu" and torch.cuda.is_available() and not method.cpu_only else "cpu"

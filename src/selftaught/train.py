@@ -150,11 +150,11 @@ def train(
 
 @launch.together()
 def resume(
-    run: str | os.PathLike[str], steps: int | None = None, quiet: bool = False, sharding: str | None = None
+    run: str | os.PathLike[str], steps: int | None = None, quiet: bool = False, sharding: str | None = None, device: str | None = None
 ) -> Path:
     """Continue a run from its folder alone; `steps` may lengthen a run that is not finished or train it further.
 
-    The number of processes and the `sharding` may be others than before.
+    The number of processes, the `sharding` and the `device` may be others than before.
     """
     run = Path(os.path.expanduser(run))
     saved = read_run(run)
@@ -164,7 +164,7 @@ def resume(
         config = replace(config, steps=steps)
     if saved.data.startswith("<"):
         raise RunError(f"{run} was trained on {saved.data}.", do="Call selftaught.train again with the same objects.")
-    device, sharding = choose_device(saved.device, cls), choose_sharding(sharding or saved.sharding)
+    device, sharding = choose_device(device or saved.device, cls), choose_sharding(sharding or saved.sharding)
     job = Job(saved.method, saved.data, run, saved.size, saved.seed, config, saved.needs, device, sharding)
     return run_job(job, quiet)
 
