@@ -328,5 +328,6 @@ def test_what_is_no_picture_is_refused(learned: Learned, images: Any, text: str)
 
 def test_what_was_not_learned_cannot_be_asked(learned: Learned) -> None:
     assert learned.capabilities == ("segment", "embed")
-    with pytest.raises(RunError, match="cannot inpaint"):
+    with pytest.raises(RunError, match="cannot inpaint") as error:
         learned.provider("inpaint")
+    assert error.value.expected == "a run that can inpaint"
