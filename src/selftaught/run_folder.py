@@ -39,16 +39,18 @@ def refuse_within(out: str | os.PathLike[str], data: Any) -> None:
     """
     if not isinstance(data, (str, os.PathLike)) or os.fspath(data).startswith("sample:"):
         return
-    root = Path(os.path.realpath(os.path.expanduser(os.fspath(data).removeprefix("file://"))))
-    inside = Path(os.path.realpath(os.path.expanduser(out)))
-    if not os.path.isdir(root) or not inside.is_relative_to(root):
+    folder = os.path.expanduser(os.fspath(data).removeprefix("file://"))
+    if not os.path.isdir(folder):
         return
-    parts = inside.relative_to(root).parts
-    splits = split_names(name for name in os.listdir(root) if os.path.isdir(root / name))
-    if any(part.startswith(".") for part in parts) or (splits and parts and parts[0] not in splits.values()):
-        return
-    raise ConfigError(f"{out} lies inside of the data {data}.", why="what is written there would be read as data the next time",
-                      do="Choose an --out outside of that folder.")  # fmt: skip
+    splits = split_names(name for name in os.listdir(folder) if os.path.isdir(os.path.join(folder, name)))
+    for place in (os.path.realpath, os.path.abspath):  # as it is written too: links to folders inside of the data are followed
+        root, inside = Path(place(folder)), Path(place(os.path.expanduser(out)))
+        if not inside.is_relative_to(root):
+            continue
+        parts = inside.relative_to(root).parts
+        if not any(part.startswith(".") for part in parts) and not (splits and parts and parts[0] not in splits.values()):
+            raise ConfigError(f"{out} lies inside of the data {data}.", why="what is written there would be read as data the next time",
+                              do="Choose an --out outside of that folder.")  # fmt: skip
 
 
 def before_start(name: str) -> bool:
