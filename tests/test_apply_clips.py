@@ -125,7 +125,17 @@ def test_the_command_takes_a_folder_with_videos_as_clips(
     assert read_clip(tmp_path / "out" / "clips" / "one.mp4")[1].fps == 5
     with pytest.raises(SystemExit):
         cli.main(["segment", "run", str(tmp_path / "films"), "--out", str(tmp_path / "o"), "--boxes", "all"])
-    assert "--boxes and --engine are for pictures" in capsys.readouterr().err
+    assert "--boxes, --engine and --workers are for pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [("--boxes", "all"), ("--engine", "ray"), ("--workers", "2")])
+def test_smoothing_takes_data_as_clips_and_ignores_nothing(
+    more: tuple[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "check_run", lambda run: None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["segment", "run", str(folder), "--out", str(folder.parent / "o"), "--smooth", "3", *more])
+    assert stop.value.code == 2 and "--smooth takes the data as clips" in capsys.readouterr().err
 
 
 def test_films_of_odd_sizes_and_wrong_arrays(tmp_path: Path) -> None:

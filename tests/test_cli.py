@@ -183,8 +183,8 @@ def test_train_passes_everything_on(job: dict[str, Any], capsys: pytest.CaptureF
 def test_the_other_verbs_pass_everything_on(
     job: dict[str, Any], finished: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(capsys, "resume", finished, "--steps", "40", "--sharding", "ddp")[0] == 0
-    assert job["resume"] == ((finished,), {"steps": 40, "sharding": "ddp"})
+    assert run(capsys, "resume", finished, "--steps", "40", "--sharding", "ddp", "--device", "cpu")[0] == 0
+    assert job["resume"] == ((finished,), {"steps": 40, "sharding": "ddp", "device": "cpu"})
     assert run(capsys, "embed", finished, "sample:things", "--out", "x.npz")[0] == 0
     assert job["embed"] == ((finished, "sample:things", "x.npz"), {})
     assert run(capsys, "segment", finished, "sample:things", "--out", "d", "--threshold", "0.4")[0] == 0

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from other_device import OtherDevice, on_gpu
+from selftaught.core.config import read_json, write_json
 from selftaught.core.errors import ConfigError
 from selftaught.loading import move_needs
 from selftaught.method import Progress
 from selftaught.registry import load_class
 from selftaught.settings import choose_device
+from selftaught.train import resume, train
+from trained_runs import SMALL, newest, structured_noise
 
 
 class Pictures:
@@ -101,3 +104,14 @@ def test_a_method_that_computes_on_the_cpu_alone_says_so(monkeypatch: pytest.Mon
         with pytest.raises(ConfigError, match="is trained on the CPU alone"):
             choose_device("cuda", load_class(name))
     assert choose_device("auto", load_class("simclr")) == choose_device("cuda", load_class("simclr")) == "cuda"
+
+
+def test_a_run_from_a_gpu_goes_on_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = train("simclr", structured_noise(16), tmp_path / "run", size="tiny", steps=1, set=SMALL, quiet=True)
+    write_json(run / "config.json", {**read_json(run / "config.json"), "device": "cuda", "data": "sample:things:16"})
+    with pytest.raises(ConfigError, match="no GPU") as error:
+        resume(run, quiet=True)
+    assert "--device cpu" in error.value.do
+    resume(run, steps=2, device="cpu", quiet=True)
+    assert read_json(run / "config.json")["device"] == "cpu" and newest(run)[1]["step"] == 2

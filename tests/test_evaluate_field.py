@@ -84,6 +84,13 @@ def test_the_picture_is_shown_as_the_protocol_says(method: Bright, tmp_path: Pat
         assert method.sizes == [size], protocol
 
 
+@pytest.mark.parametrize("limit", [0, -5])
+def test_a_limit_that_leaves_nothing_is_refused(limit: int, method: Bright, tmp_path: Path) -> None:
+    for job in (lambda: evaluate.evaluate("run", limit=limit), lambda: evaluate_field("run", "ecssd", tmp_path, limit=limit)):
+        with pytest.raises(ConfigError, match="limit is"):
+            job()
+
+
 def test_boxes_of_voc(method: Bright, tmp_path: Path) -> None:
     write_voc(tmp_path, 2007, {
         "000005": [((11, 11, 30, 30), False, False)],

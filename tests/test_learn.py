@@ -272,6 +272,14 @@ def test_the_folder_of_a_training_is_not_learned_into(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
+def test_a_folder_of_other_things_is_not_learned_into(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    (tmp_path / "features").mkdir()
+    with pytest.raises(RunError, match="holds report.html"):
+        learn(SAMPLE, tmp_path, size="tiny", minutes=0.01, features="nothing")
+    assert (tmp_path / "report.html").read_text() == "mine" and not (tmp_path / "lock.json").exists()
+
+
 SIZES = [(20, 20), (400, 37), (1, 50), (33, 400), (20, 20), (1, 1)]
 
 
@@ -320,5 +328,6 @@ def test_what_is_no_picture_is_refused(learned: Learned, images: Any, text: str)
 
 def test_what_was_not_learned_cannot_be_asked(learned: Learned) -> None:
     assert learned.capabilities == ("segment", "embed")
-    with pytest.raises(RunError, match="cannot inpaint"):
+    with pytest.raises(RunError, match="cannot inpaint") as error:
         learned.provider("inpaint")
+    assert error.value.expected == "a run that can inpaint"

@@ -333,7 +333,10 @@ def test_a_replay_needs_the_capture_alone(
     assert flat and all(int(name) in range(4, 8) for name in flat), "the odd pictures are named"
     assert tensors["batch"]["indices"].shape == (8,) and info["job"]["seed"] == 0 and info["step"] == int(kept.name[5:])
     before = sorted(p.name for p in tmp_path.rglob("*"))
+    moved: list[str] = []
+    monkeypatch.setattr("selftaught.replay.move_needs", lambda method, device: moved.append(device))
     cli.main(["replay", str(kept)])
+    assert moved == ["cpu"], "what a method needs comes along to its device"
     out = capsys.readouterr().out
     assert "as captured" in out and "first infinity: div at test_numbers.py:" in out
     assert "first module with an output that is not finite: first (Linear); its input was not" in out

@@ -82,6 +82,9 @@ def test_a_folder_that_is_no_run_is_not_touched(runs: Runs, tmp_path: Path) -> N
         ({"set": ["batch_size=4", "accumulate=5"]}, "at most batch_size"),
         ({"set": ["backbone=resnet18-23"]}, "Did you mean"),
         ({"set": ["batch_size=1"]}, "at least two pictures"),
+        ({"set": ["clip_norm=-1"]}, "clip_norm of encoder is -1"),
+        ({"set": ["weight_decay=-0.5"]}, "weight_decay of encoder is -0.5"),
+        ({"set": ["warmup_frac=9"]}, "warmup_frac of encoder is 9"),
         ({"method": "dino", "set": ["teacher_temperature=0.2"]}, "must be below"),
         ({"method": "mae", "set": ["stem=conv"]}, "linear stem"),
     ],
@@ -197,3 +200,22 @@ def test_a_home_in_a_path_is_the_home_and_no_folder_of_that_name(tmp_path: Path,
     assert read_json(tmp_path / "run" / "config.json")["data"] == str(tmp_path / "photos")
     assert newest(resume("~/run", steps=2, quiet=True))[1]["step"] == 2 and load("~/run").capabilities == ("embed",)
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_run_does_not_go_on_with_other_pictures_unsaid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = structured_noise(24)
+    train("simclr", pixels, tmp_path / "memory", size="tiny", steps=1, set=SMALL, quiet=True)
+    train("simclr", pixels.copy(), tmp_path / "memory", size="tiny", steps=1, set=SMALL, quiet=True)
+    with pytest.raises(RunError, match="other pictures"):
+        train("simclr", 255 - pixels, tmp_path / "memory", size="tiny", steps=1, set=SMALL, quiet=True)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    train("simclr", folder, tmp_path / "run", size="tiny", steps=1, set=SMALL, quiet=True)
+    capsys.readouterr()
+    resume(tmp_path / "run", steps=2)
+    assert "no longer those" not in capsys.readouterr().out
+    Image.fromarray(pixels[0]).save(folder / "one_more.png")
+    resume(tmp_path / "run", steps=3)
+    assert "no longer those" in capsys.readouterr().out

@@ -73,6 +73,10 @@ def test_a_run_inside_of_its_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "photos")
     with pytest.raises(ConfigError, match="inside of the data"):
         refuse_within(tmp_path / "link" / "run", str(tmp_path / "photos"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "photos" / "runs").symlink_to(tmp_path / "elsewhere")  # pictures behind such a link are read
+    with pytest.raises(ConfigError, match="inside of the data"):
+        refuse_within(tmp_path / "photos" / "runs" / "run", str(tmp_path / "photos"))
     for out, data in (
         ("photos-2/run", tmp_path / "photos"), ("photos/.runs/a", tmp_path / "photos"), ("run", "sample:things"), ("run", [1, 2]),
         ("run", tmp_path / "nowhere"),

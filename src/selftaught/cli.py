@@ -27,6 +27,8 @@ Run = Positional[Annotated[str, arg(metavar="RUN")]]
 Size = Literal["tiny", "small", "paper"]
 Need = UseAppendAction[Annotated[tuple[str, ...], arg(metavar="NAME=RUN")]]
 Limit = Annotated[int | None, arg(metavar="N")]
+Device = Literal["cpu", "auto"]
+Sharding = Literal["ddp", "fsdp"]
 Engine = Literal["local", "ray"]
 Format = Literal["coco", "masks", "npz", "onnx", "parquet", "yolo"]
 Switch = FlagCreatePairsOff[bool]
@@ -75,8 +77,8 @@ def train(
     backbone: Annotated[str | None, arg(metavar="NAME")] = None,
     set_fields: UseAppendAction[Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE")]] = (),
     need: Need = (),
-    device: Literal["cpu", "auto"] = "cpu",
-    sharding: Literal["ddp", "fsdp"] = "ddp",
+    device: Device = "cpu",
+    sharding: Sharding = "ddp",
     quiet: Switch = False,
 ) -> None:
     """Train one method; what it needs is trained first, or given with --need.
@@ -108,20 +110,21 @@ def train(
     _print_once(f"learned: {done}\nnext: selftaught evaluate {done}")
 
 
-def resume(run: Run, *, steps: Limit = None, sharding: Literal["ddp", "fsdp"] | None = None) -> None:
+def resume(run: Run, *, steps: Limit = None, device: Device | None = None, sharding: Sharding | None = None) -> None:
     """Go on with a run that was stopped, bit for bit as if it had not been.
 
     Args:
         run: Folder of the run.
         steps: New total number of steps.
+        device: Another one than before: cpu, or auto for the fastest one that is there.
         sharding: Another one than before; the number of processes may be another as well.
     """
     check_run(run)
-    if not (Path(run) / "config.json").is_file():
+    if not os.path.isfile(Path(os.path.expanduser(run)) / "config.json"):
         raise RunError(f"'{run}' is a run of `selftaught learn`.", do="Give that command again: it goes on.")
     from selftaught.train import resume as job
 
-    _print_once(f"learned: {job(run, steps=steps, sharding=sharding)}")
+    _print_once(f"learned: {job(run, steps=steps, sharding=sharding, device=device)}")
 
 
 def replay(capture: Positional[Annotated[str, arg(metavar="CAPTURE")]]) -> None:
@@ -210,7 +213,7 @@ def segment(
         run: Folder of the run.
         data: Pictures to segment; videos, or a folder with videos in it, are taken as clips.
         out: Folder for masks/STEM.png and objects.coco.json, and clips/STEM.mp4 for clips; with --engine ray for Parquet files.
-        threshold: A pixel belongs to an object above this value of the soft mask (0 to 1).
+        threshold: A pixel belongs to an object from this value of the soft mask on (0 to 1).
         min_area: Objects below this share of the picture are left out (0 to 1).
         boxes: Also write boxes.coco.json: the box of the largest piece, the largest box as Box-based Refinement takes it, or all.
         smooth: Clips: median over so many frames (odd; 1 for none); 3 when not given, 1 for methods that see whole clips.
@@ -219,13 +222,11 @@ def segment(
     """
     check_run(run)
     check_data(data)
-    if smooth is not None or as_clips(data, boxes, engine):
+    if as_clips(data, boxes, engine, workers, smooth):
         from selftaught.apply_clips import segment_clips
 
         print(f"wrote {segment_clips(run, data, out, threshold=threshold, min_area=min_area, smooth=smooth)}")
         return
-    if boxes is not None and engine != "local":
-        raise ConfigError("--boxes writes one file on this machine.", do="Leave --engine away: objects have boxes there too.")
     job = _engine("segment", engine, workers)
     more = {} if boxes is None else {"boxes": boxes}
     print(f"wrote {job(run, data, out, threshold=threshold, min_area=min_area, **more)}")

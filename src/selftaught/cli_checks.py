@@ -74,11 +74,14 @@ def check_field_words(
         raise ConfigError("DATA and --dataset name two things to score on.", do="Give one of them.")
 
 
-def as_clips(data: str, boxes: str | None, engine: str) -> bool:
-    """Whether `segment` takes data as clips; raises ConfigError for options that are for pictures."""
+def as_clips(data: str, boxes: str | None, engine: str, workers: int | None, smooth: int | None) -> bool:
+    """Whether `segment` takes data as clips, or must, to smooth them; raises ConfigError for options that do not go together."""
     from selftaught.data.clips import is_clips
 
-    found = is_clips(data)
-    if found and (boxes is not None or engine != "local"):
-        raise ConfigError("--boxes and --engine are for pictures.", do="Leave them away for clips.")
+    found = smooth is not None or is_clips(data)
+    if found and (boxes is not None or engine != "local" or workers is not None):
+        why = "--smooth takes the data as clips" if smooth is not None else "there are videos in the data"
+        raise ConfigError("--boxes, --engine and --workers are for pictures.", why=why, do="Leave them away for clips.")
+    if boxes is not None and engine != "local":
+        raise ConfigError("--boxes writes one file on this machine.", do="Leave --engine away: objects have boxes there too.")
     return found

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from selftaught.core.config import override, to_json, write_json
-from selftaught.core.errors import RunError
+from selftaught.core.errors import ConfigError, RunError
 from selftaught.data.clip_reader import Want
 from selftaught.data.clip_truth import ClipTest, open_clip_test
 from selftaught.data.evalset import open_eval
@@ -56,6 +56,7 @@ def evaluate(
     Returns:
         name -> Score; empty where the data hold no truth that the method can be measured with.
     """
+    check_limit(limit)
     run = Path(os.path.expanduser(run))
     parts = [
         part
@@ -92,6 +93,12 @@ def evaluate(
 
         report_solids(run, method, opened, result)
     return scores
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise ConfigError for a number of pictures that leaves none."""
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}.", expected="at least 1")
 
 
 def open_clips_for(data: Any, method: Method, limit: int | None, seed: int) -> ClipTest:
@@ -155,9 +162,10 @@ def evaluate_field(
     Baselines beside: the whole picture and a centred box. Raises DataError for another layout, RunError for a run that
     cannot give what the data set asks for.
     """
+    check_limit(limit)
     opened = open_field_set(dataset, root)
     chosen = override(protocol_of(protocol or STANDARD, opened.spec.kind), set)
-    opened = opened if limit is None or limit >= len(opened) else opened.first(max(1, limit))
+    opened = opened if limit is None or limit >= len(opened) else opened.first(limit)
     method = load_method(part_of(Path(os.path.expanduser(run))))
     wanted = ("segment",) if opened.spec.kind == "masks" else ("detect", "objects", "segment")
     if not any(capability in method.capabilities for capability in wanted):

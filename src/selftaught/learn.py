@@ -50,7 +50,7 @@ from selftaught.method import Method, Progress, TrainConfig
 from selftaught.registry import load_class
 from selftaught.report.collect import collect
 from selftaught.report.html import write_report
-from selftaught.run_folder import refuse_within
+from selftaught.run_folder import before_start, refuse_within
 from selftaught.settings import base_config, open_items, parse_needs
 from selftaught.train import describe_data, is_path, train
 
@@ -99,6 +99,7 @@ def learn(
     if os.path.exists(out / "config.json"):
         raise RunError(f"{out} holds a run of `selftaught train`.", expected="a new folder, or one of `selftaught learn`",
                        do="Choose another --out; --need features=RUN builds on what that run learned.")  # fmt: skip
+    refuse_foreign(out)
     asked = {
         "schema": SCHEMA, "size": size, "seed": seed, "minutes": minutes, "features": features, "need": list(need),
         "data": os.path.realpath(os.path.expanduser(data)) if is_path(data) else describe_data(data),
@@ -116,6 +117,17 @@ def learn(
     if not quiet:
         print(f"look at {report}")
     return out
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise RunError for a folder of other things: its report.html, scores.json and export would be written over."""
+    if not os.path.isdir(out) or os.path.exists(out / "learn.json"):
+        return
+    ours = {*SHARES["move"], *CLIP_SHARES}  # a start that was stopped while it planned leaves these
+    others = [name for name in sorted(os.listdir(out)) if name not in ours and not name.startswith(".") and not before_start(name)]
+    if others:
+        raise RunError(f"{out} exists and is no run of `selftaught learn`: it holds {others[0]}.", expected="a new or empty folder",
+                       do="Choose another --out.")  # fmt: skip
 
 
 def learn_pictures(

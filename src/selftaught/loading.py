@@ -168,7 +168,8 @@ class Learned:
         if capability not in self._by_capability:
             raise RunError(
                 f"{self.run} cannot {capability}: it holds {self.method.name}.",
-                expected=f"one that offers {', '.join(self.capabilities)}",
+                expected=f"a run that can {capability}",
+                why=f"it can {', '.join(self.capabilities) or 'nothing of the kind'}",
             )
         return self._by_capability[capability]
 
@@ -176,9 +177,10 @@ class Learned:
     def embed(self, images: Any, batch_size: int = 64) -> np.ndarray[Any, Any]:
         """(N, D) float32 vectors; pictures are resized to the square that the network was trained on."""
         provider = self.provider("embed")
+        # A part at a time: as float32 all pictures take four times the memory that they came in.
         batches = [
-            provider.embed(torch.stack([to_square(x, provider.image_px) for x in part])).numpy()
-            for part in chunks(as_pictures(images), batch_size)
+            provider.embed(torch.stack([to_square(x, provider.image_px) for x in as_pictures(part)])).numpy()
+            for part in chunks(images if isinstance(images, Tensor) else as_pixels(images), batch_size)
         ]
         return np.concatenate(batches) if batches else np.zeros((0, 0), np.float32)
 
@@ -256,26 +258,24 @@ def objects_part(run: Path) -> str:
 
 def as_pictures(images: Any) -> list[Tensor]:
     """Turn what a user gives into a list of (3, H, W) float tensors in [0, 1]; raises DataError for anything else."""
-    if isinstance(images, Tensor):
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise DataError(
-                f"Got a {tuple(images.shape)} {images.dtype} tensor.", expected="float (N, 3, H, W) in [0, 1]"
-            )
-        if not bool(((images >= 0) & (images <= 1)).all()):  # written so that NaN is refused as well
-            raise DataError("The tensor holds values outside of [0, 1] or not finite.", expected="float in [0, 1]")
-        return list(images)
-    pictures = []
-    for i, image in enumerate(images):
-        array = np.asarray(image)
-        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
-            raise DataError(f"Picture {i} is {array.shape} {array.dtype}.", expected="(H, W, 3) uint8")
-        pictures.append(torch.tensor(array.transpose(2, 0, 1), dtype=torch.float32) / 255)
-    return pictures
+    if not isinstance(images, Tensor):
+        return [torch.tensor(array.transpose(2, 0, 1), dtype=torch.float32) / 255 for array in as_pixels(images)]
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise DataError(f"Got a {tuple(images.shape)} {images.dtype} tensor.", expected="float (N, 3, H, W) in [0, 1]")
+    if not bool(((images >= 0) & (images <= 1)).all()):  # written so that NaN is refused as well
+        raise DataError("The tensor holds values outside of [0, 1] or not finite.", expected="float in [0, 1]")
+    return list(images)
 
 
 def as_pixels(images: Any) -> list[np.ndarray[Any, Any]]:
     """The same as (H, W, 3) uint8 arrays."""
-    return [(x.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy() for x in as_pictures(images)]
+    if isinstance(images, Tensor):
+        return [(x.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy() for x in as_pictures(images)]
+    pictures = [np.asarray(image) for image in images]
+    for i, array in enumerate(pictures):
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+            raise DataError(f"Picture {i} is {array.shape} {array.dtype}.", expected="(H, W, 3) uint8")
+    return pictures
 
 
 def to_square(picture: Tensor, px: int) -> Tensor:

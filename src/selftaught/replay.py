@@ -20,6 +20,7 @@ from selftaught.core.trace import Trace
 from selftaught.core.tune import Plan
 from selftaught.core.undo import Undo
 from selftaught.data.cache import ImageSet
+from selftaught.loading import move_needs
 from selftaught.registry import load_class
 from selftaught.train import Job, Loop
 
@@ -119,6 +120,7 @@ class _Again(Loop):
         super().__init__(job, _Pictures(tensors["batch"], info), _Silent(), 0, 1)  # type: ignore[arg-type]
         self.found: NotFinite | None = None
         self.method.begin(self.images, job.out, self.recorder.say)
+        move_needs(self.method, job.device)
         self.plan = Plan(**info["plan"])
         self.plan.apply(self.method)
         self.method.load_state_dict(tensors.get("model", {}))

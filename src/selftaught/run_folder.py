@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,18 @@ def refuse_within(out: str | os.PathLike[str], data: Any) -> None:
     """
     if not isinstance(data, (str, os.PathLike)) or os.fspath(data).startswith("sample:"):
         return
-    root = Path(os.path.realpath(os.path.expanduser(os.fspath(data).removeprefix("file://"))))
-    inside = Path(os.path.realpath(os.path.expanduser(out)))
-    if not os.path.isdir(root) or not inside.is_relative_to(root):
+    folder = os.path.expanduser(os.fspath(data).removeprefix("file://"))
+    if not os.path.isdir(folder):
         return
-    parts = inside.relative_to(root).parts
-    splits = split_names(name for name in os.listdir(root) if os.path.isdir(root / name))
-    if any(part.startswith(".") for part in parts) or (splits and parts and parts[0] not in splits.values()):
-        return
-    raise ConfigError(f"{out} lies inside of the data {data}.", why="what is written there would be read as data the next time",
-                      do="Choose an --out outside of that folder.")  # fmt: skip
+    splits = split_names(name for name in os.listdir(folder) if os.path.isdir(os.path.join(folder, name)))
+    for place in (os.path.realpath, os.path.abspath):  # as it is written too: links to folders inside of the data are followed
+        root, inside = Path(place(folder)), Path(place(os.path.expanduser(out)))
+        if not inside.is_relative_to(root):
+            continue
+        parts = inside.relative_to(root).parts
+        if not any(part.startswith(".") for part in parts) and not (splits and parts and parts[0] not in splits.values()):
+            raise ConfigError(f"{out} lies inside of the data {data}.", why="what is written there would be read as data the next time",
+                              do="Choose an --out outside of that folder.")  # fmt: skip
 
 
 def before_start(name: str) -> bool:
@@ -66,6 +68,15 @@ def refuse_other(out: Path, saved: Mapping[str, Any], new: Mapping[str, Any]) ->
             old_text, new_text = difference(saved.get(key), new[key])
             raise RunError(f"{out} holds another run: its {key} is {old_text}, asked for is {new_text}.",
                            do="Choose another --out, or continue that run with `selftaught resume`.")  # fmt: skip
+
+
+def check_pictures(job: Any, began: str | None, now: str, say: Callable[[str], None]) -> None:
+    """Tell of a run that goes on with other pictures than it began with; raises RunError when they have no path to tell runs apart by."""
+    if began in (None, now):  # None: a checkpoint of an earlier version
+        return
+    if job.to_json()["data"].startswith("<"):
+        raise RunError(f"{job.out} holds a run that was trained on other pictures.", do="Choose another --out.")
+    say("the pictures are no longer those that the last checkpoint was trained on: what is learned from here on differs")
 
 
 def difference(old: Any, new: Any) -> tuple[str, str]:

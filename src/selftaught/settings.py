@@ -95,14 +95,14 @@ def choose_device(device: str, method: type[Method]) -> str:
             f"There is no device {device!r}.{suggest(device, ['cpu', 'cuda', 'auto'])}", expected="cpu, cuda or auto"
         )
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("This machine offers torch no GPU.", do="Leave --device away, or install a torch with CUDA.")
+        raise ConfigError("This machine offers torch no GPU.", do="Give --device cpu, or install a torch with CUDA.")
     if device == "cuda" and method.cpu_only:
         raise ConfigError(f"{method.name} is trained on the CPU alone.", do="Leave --device away.")
     return "cuda" if device != "cpu" and torch.cuda.is_available() and not method.cpu_only else "cpu"
 
 
 def check_numbers(config: TrainConfig, players: Mapping[str, Player]) -> None:
-    """Raise ConfigError for settings with which finite gradients could still make weights that are not finite."""
+    """Raise ConfigError for settings that make no sense for any method, or with which finite gradients make weights that are not finite."""
     for name, value in vars(config).items():
         numbers = value if isinstance(value, tuple) else (value,)
         if not all(math.isfinite(one) for one in numbers if isinstance(one, float)):
@@ -112,3 +112,8 @@ def check_numbers(config: TrainConfig, players: Mapping[str, Player]) -> None:
     for name, player in players.items():
         if not 0 <= player.lr * (1 + player.weight_decay) <= MAX_LR:
             raise ConfigError(f"The learning rate of {name} is {player.lr:g}.", expected=f"0 to {MAX_LR:g}")
+        # A negative norm would turn every gradient round, a negative decay would blow weights up, and both look like bad training only.
+        for setting, most in (("clip_norm", math.inf), ("weight_decay", math.inf), ("warmup_frac", 1.0)):
+            value = getattr(player, setting)
+            if not 0 <= value <= most:
+                raise ConfigError(f"{setting} of {name} is {value:g}.", expected="0 to 1" if most == 1 else "0 or more")

@@ -21,6 +21,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from selftaught.loading import BUILD_ERRORS, fill, load_method, move_needs, open
 from selftaught.method import Method, Player, Progress
 from selftaught.nets.batchnorm import join_batch_norms
 from selftaught.registry import load_class
-from selftaught.run_folder import refuse_folder, refuse_within
+from selftaught.run_folder import check_pictures, refuse_folder, refuse_within
 from selftaught.settings import (
     base_config,
     check_numbers,
@@ -149,11 +150,11 @@ def train(
 
 @launch.together()
 def resume(
-    run: str | os.PathLike[str], steps: int | None = None, quiet: bool = False, sharding: str | None = None
+    run: str | os.PathLike[str], steps: int | None = None, quiet: bool = False, sharding: str | None = None, device: str | None = None
 ) -> Path:
     """Continue a run from its folder alone; `steps` may lengthen a run that is not finished or train it further.
 
-    The number of processes and the `sharding` may be others than before.
+    The number of processes, the `sharding` and the `device` may be others than before.
     """
     run = Path(os.path.expanduser(run))
     saved = read_run(run)
@@ -163,7 +164,7 @@ def resume(
         config = replace(config, steps=steps)
     if saved.data.startswith("<"):
         raise RunError(f"{run} was trained on {saved.data}.", do="Call selftaught.train again with the same objects.")
-    device, sharding = choose_device(saved.device, cls), choose_sharding(sharding or saved.sharding)
+    device, sharding = choose_device(device or saved.device, cls), choose_sharding(sharding or saved.sharding)
     job = Job(saved.method, saved.data, run, saved.size, saved.seed, config, saved.needs, device, sharding)
     return run_job(job, quiet)
 
@@ -183,13 +184,10 @@ def run_job(job: Job, quiet: bool, new: bool = False) -> Path:
         launch.same_everywhere("job", json.dumps(job.to_json()))
         launch.same_everywhere("set of pictures", f"{len(images)} pictures, {digest([images.keys, images.sizes.tolist()])}")
     train_needs(job, quiet)
-    lock = RunLock(job.out) if rank == 0 else None
-    if lock:
-        lock.__enter__()
-    try:
-        if lock and new:  # once more: until the lock was held, another process may have made the folder its own
+    with RunLock(job.out) if rank == 0 else nullcontext():
+        if new and rank == 0:  # once more: until the lock was held, another process may have made the folder its own
             refuse_folder(job.out, job.to_json())
-        for folder in (job.out, job.out / "checkpoints", job.out / "pictures") if lock else ():
+        for folder in (job.out, job.out / "checkpoints", job.out / "pictures") if rank == 0 else ():
             checkpoint.remove_stale(folder)
         with Recorder(job.out, job.config.steps, quiet, job.config.batch_size, writes=rank == 0) as recorder:
             launch.seen_everywhere(job.out / "lock.json")
@@ -200,9 +198,6 @@ def run_job(job: Job, quiet: bool, new: bool = False) -> Path:
             if rank == 0:
                 write_json(job.out / "config.json", job.to_json())
             loop.run()
-    finally:
-        if lock:
-            lock.__exit__(None, None, None)
     return job.out
 
 
@@ -221,6 +216,7 @@ class Loop:
         self.job, self.images, self.recorder, self.rank, self.world = job, images, recorder, rank, world
         self.checkpoints = job.out / "checkpoints"
         self.total: int = job.config.steps
+        self.pictures = images.mark()
         seed_all(job.seed, 0, BUILD_STEP)
         needs = open_needs(job.out, job.needs)
         try:
@@ -431,7 +427,7 @@ class Loop:
         state = {
             "step": self.step, "optimizers": optimizers, "collapse": self.collapse.to_json(), "skips": self.skips,
             "skips_in_row": self.skips_in_row, "verdict": self.verdict, "reason": self.reason,
-            "config": digest(self.job.config), "done": self.step >= self.total, "settled": self.settled,
+            "config": digest(self.job.config), "pictures": self.pictures, "done": self.step >= self.total, "settled": self.settled,
         }  # fmt: skip
         return tensors, state
 
@@ -455,6 +451,7 @@ class Loop:
     def restore(self, folder: Path) -> None:
         """Take up the run where a checkpoint left it."""
         tensors, state = checkpoint.load(folder)
+        check_pictures(self.job, state.get("pictures"), self.pictures, self.recorder.say)
         fill(self.method, tensors.get("model", {}), folder)
         try:
             for name, optimizer in self.optimizers.items():

@@ -39,6 +39,16 @@ def make_tar(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
+def test_silhouettes_of_0_and_255_are_objects_in_every_kind_of_data(tmp_path: Path) -> None:
+    drawn = [[0, 255], [255, 255]]
+    tar = TarSource(make_tar(tmp_path / "x.tar", {"a.jpg": png(size=(2, 2), kind="JPEG"), "a.png": ids_png(drawn)}))
+    arrays = ArraySource(np.zeros((2, 2, 2, 3), np.uint8), masks=np.array([drawn, [[0, 0], [0, 0]]], np.uint8))
+    for source in (tar, arrays):
+        np.testing.assert_array_equal(source.truth(0).mask, [[0, 1], [1, 1]])
+    with_ids = ArraySource(np.zeros((2, 2, 2, 3), np.uint8), masks=np.array([drawn, [[0, 1], [2, 0]]], np.uint8))
+    np.testing.assert_array_equal(with_ids.truth(0).mask, drawn)  # beside masks with ids 255 is ignored
+
+
 @pytest.mark.parametrize("shape", [(4, 6, 5, 3), (4, 3, 6, 5), (4, 6, 5), (4, 6, 5, 1), (4, 1, 6, 5)])
 def test_arrays_of_every_layout(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

@@ -52,6 +52,19 @@ def test_a_folder_with_everything(tmp_path: Path) -> None:
     assert json.loads(json.dumps(found.to_json()))["total"] == 13
 
 
+def test_groups_that_the_split_cuts_are_counted(tmp_path: Path) -> None:
+    for part, video in (("a", "cow"), ("a", "bus"), ("b", "bus")):
+        for i in range(12):
+            name = f"{part}{i}.png"
+            save(tmp_path / "cut" / video / name, scene(i))
+            save(tmp_path / "cut" / "masks" / video / name, np.ones((4, 4), np.uint8))
+            save(tmp_path / "whole" / ("test" if video == "cow" else "train") / video / name, scene(i))
+    found = check(tmp_path / "cut")
+    assert (found.groups, found.cut_groups) == (2, 2) and "2 groups, 2 of them in train and in test" in "\n".join(found.lines())
+    assert any("whole groups" in note for note in found.notes)
+    assert check(tmp_path / "whole").cut_groups == 0
+
+
 def test_clean_arrays_have_nothing_to_report() -> None:
     found = check(np.stack([scene(i) for i in range(10)]))
     assert not found.bad and not found.exact and not found.near and not found.shared and found.formats == {"array": 10}

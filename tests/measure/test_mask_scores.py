@@ -119,10 +119,22 @@ def test_pictures_are_segmented_at_their_own_size() -> None:
     assert segment_all(method, []) == []
 
 
-def test_a_large_set_is_scored_on_an_even_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_set_is_scored_on_an_even_part_and_a_note_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PICTURES", 5)
-    scores = segmentation_scores(Bright(), EvalData(None, opened(*scenes(11))), {})
+    data = EvalData(None, opened(*scenes(11)))
+    scores = segmentation_scores(Bright(), data, {})
     assert scores["iou"].n == 5 and scores["iou"].value == 1
+    assert "5 of 11 pictures" in data.notes[0]
+
+
+def test_large_pictures_are_scored_within_a_limit_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = 24 * 30
+    monkeypatch.setattr(module, "MAX_PIXELS", 3 * pixels + 1)
+    data = EvalData(None, opened(*scenes(11)))
+    assert segmentation_scores(Bright(), data, {})["iou"].n == 3 and "3 of 11 pictures" in data.notes[0]
+    method = Bright()
+    segment_all(method, [np.zeros((4000, 4001, 3), np.uint8)] * 2)
+    assert [b[0] for b in method.batches] == [1, 1], "not 64 photographs at once"
 
 
 def test_made_pictures_are_checked_for_leaks(monkeypatch: pytest.MonkeyPatch) -> None:

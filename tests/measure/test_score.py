@@ -93,6 +93,9 @@ def test_jackknife_of_a_mean_is_near_the_normal_interval() -> None:
     values = np.random.default_rng(2).normal(size=(1000, 1))
     low, high = jackknife_ci(values, lambda rows: float(rows.mean()), groups=50)
     assert (high - low) / 2 == pytest.approx(1.96 / math.sqrt(1000), rel=0.3)
+    rows = np.random.default_rng(3).normal(size=(2000, 100, 1))
+    intervals = [jackknife_ci(one, lambda x: float(x.mean())) for one in rows]
+    assert np.mean([low < 0 < high for low, high in intervals]) == pytest.approx(0.95, abs=0.015), "also with ten groups"
     assert math.isnan(jackknife_ci(values[:1], lambda rows: 0.0)[0])
 
 

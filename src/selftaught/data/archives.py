@@ -78,7 +78,7 @@ class TarSource(Source):
     def truth(self, i: int) -> Truth:
         sample = self._samples[i]
         facts = self._facts(sample)
-        mask = readers.decode_mask(self._read(sample.truths["png"])) if "png" in sample.truths else None
+        mask = readers.decode_mask(self._read(sample.truths["png"]), binary_255=True) if "png" in sample.truths else None
         label = _text(facts, "label", "category")
         if label is None and "cls" in sample.truths:
             label = self._read(sample.truths["cls"]).decode("utf-8", "replace").strip()

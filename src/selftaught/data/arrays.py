@@ -9,12 +9,14 @@ import numpy as np
 
 from selftaught.core.errors import DataError
 from selftaught.data.base import Source, Truth, digest_of
+from selftaught.data.readers import IGNORE_ID
 
 
 class ArraySource(Source):
     """Pictures in memory: (N, H, W, 3), (N, 3, H, W), or grey (N, H, W), (N, H, W, 1), (N, 1, H, W).
 
-    uint8, or float in [0, 1]. Numpy arrays and torch tensors. `labels` (N,), `masks` (N, H, W) of ids, both optional.
+    uint8, or float in [0, 1]. Numpy arrays and torch tensors. `labels` (N,), `masks` (N, H, W) of ids, both optional; masks of
+    nothing but 0 and 255 are silhouettes of object 1.
     """
 
     def __init__(self, images: Any, labels: Any = None, masks: Any = None, *, name: str = "array") -> None:
@@ -33,6 +35,8 @@ class ArraySource(Source):
         if self.masks is not None and self.masks.dtype not in (np.dtype(np.uint8), np.dtype(np.bool_)):
             raise DataError(f"masks have type {self.masks.dtype}", expected="uint8 ids (255 = ignore) or bool")
         self.has_labels, self.has_masks = self.labels is not None, self.masks is not None
+        # Drawn silhouettes, as in files: masks that know 0 and 255 alone ignore nothing.
+        self._silhouettes = self.masks is not None and not any(((mask > 0) & (mask < IGNORE_ID)).any() for mask in self.masks)
 
     def _size(self) -> tuple[int, int]:
         _, h, w, _ = self.images.shape
@@ -45,7 +49,7 @@ class ArraySource(Source):
         return np.ascontiguousarray(np.broadcast_to(image, (*self._size(), 3)))
 
     def truth(self, i: int) -> Truth:
-        mask = None if self.masks is None else self.masks[i].astype(np.uint8)
+        mask = None if self.masks is None else (self.masks[i] > 0 if self._silhouettes else self.masks[i]).astype(np.uint8)
         return Truth(mask=mask, label=None if self.labels is None else self.labels[i])
 
     def fingerprint(self) -> str:

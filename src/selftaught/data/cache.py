@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from selftaught.core.config import FULL, sync_folder
+from selftaught.core.config import FULL, digest, sync_folder
 from selftaught.core.errors import EXIT_DATA, EXIT_DISK, DataError
 from selftaught.data.base import Source
 from selftaught.data.readers import BadFile
@@ -64,6 +64,10 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def mark(self) -> str:
+        """What tells these pictures from others, wherever they lie: a digest of their names and of a few of them."""
+        return digest([self.keys, spots(self.images)])
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor:
         """Return uint8 (B, 3, S, S), a copy in memory."""

@@ -41,7 +41,8 @@ class Report:
     """What `check` found; all lists name pictures by their key.
 
     `sizes` counts pictures by longest side (px, upper bound), `parts` by split (`official` says who made it).
-    Duplicates are groups of two or more keys; `shared` lists the groups that lie in train and in test.
+    Duplicates are groups of two or more keys; `shared` lists the groups that lie in train and in test. `groups` are those of
+    the truth (a video, a place), `cut_groups` of them lie in both parts.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Report:
     masks: int = 0
     objects: int = 0
     groups: int = 0
+    cut_groups: int = 0
     bad_truths: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -102,7 +104,7 @@ class Report:
         if self.masks:
             found.append(f"{self.masks:,} masks with {self.objects:,} objects")
         if self.groups:
-            found.append(f"{self.groups:,} groups")
+            found.append(f"{self.groups:,} groups" + (f", {self.cut_groups:,} of them in train and in test" if self.cut_groups else ""))
         return "; ".join(found) or "none"
 
 
@@ -140,7 +142,7 @@ def check(data: Any, report: Callable[[int, int], None] | None = None) -> Report
     found.exact = [[source.keys[i] for i in group] for group in exact]
     found.near = [[source.keys[i] for i in group] for group in near]
     found.shared = [[source.keys[i] for i in group] for group in exact + near if len({side[i] for i in group}) > 1]
-    _look_at_truth(source, found)
+    _look_at_truth(source, side, found)
     return found
 
 
@@ -218,9 +220,9 @@ def _count_sizes(sizes: list[tuple[int, int]], found: Report) -> None:
     found.sizes = {name: int((at == k).sum()) for k, name in enumerate(names) if (at == k).any()}
 
 
-def _look_at_truth(source: Source, found: Report) -> None:
+def _look_at_truth(source: Source, side: Sequence[str], found: Report) -> None:
     labels: Counter[str] = Counter()
-    groups: set[str] = set()
+    groups: defaultdict[str, set[str]] = defaultdict(set)
     for i in range(len(source)):
         try:
             truth = source.truth(i)
@@ -230,11 +232,15 @@ def _look_at_truth(source: Source, found: Report) -> None:
         if truth.label is not None:
             labels[truth.label] += 1
         if truth.source_id is not None:
-            groups.add(truth.source_id)
+            groups[truth.source_id].add(side[i])
         if truth.mask is not None:
             found.masks += 1
             found.objects += int(np.setdiff1d(truth.mask, (0, 255)).size)
     found.labels, found.groups = dict(labels.most_common()), len(groups)
+    found.cut_groups = sum(len(parts) > 1 for parts in groups.values())
+    if found.cut_groups:
+        found.notes.append("where a group is a video or a place, and no class, its pictures in test are not new to who learned from those "
+                           "in train: put whole groups into folders train/ and test/")  # fmt: skip
 
 
 def counts_text(counts: dict[str, int]) -> str:

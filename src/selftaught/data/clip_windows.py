@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from selftaught.core.config import digest
+from selftaught.data.cache import spots
 from selftaught.data.clip_cache import ClipSet, Report, build_clips
 from selftaught.data.clip_reader import Want
 from selftaught.data.clips import open_clips
@@ -31,6 +33,10 @@ class WindowSet:
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    def mark(self) -> str:
+        """What tells these windows from others, wherever they lie: a digest of their names and of a few frames."""
+        return digest([self.keys, spots(self.clips.frames)])
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Any:
         """Return uint8 (B, T, 3, H, W), a copy in memory."""

@@ -20,22 +20,26 @@ if TYPE_CHECKING:
     from selftaught.method import EvalData, Segments
 
 MAX_PICTURES = 1024
+MAX_PIXELS = 64_000_000
+"""Pixels of the scored pictures together: with truth, answers and baselines each takes about 50 bytes."""
+AT_ONCE_PX = 32_000_000
+"""Pixels of the pictures that are shown to a method at once, as float32."""
 Masks = Sequence["np.ndarray[Any, Any]"]
 
 
 def by_shape(
-    pictures: Sequence[np.ndarray[Any, Any]], ask: Callable[[Tensor], Sequence[Any]], batch_size: int = 64, most_px: int = 0
+    pictures: Sequence[np.ndarray[Any, Any]], ask: Callable[[Tensor], Sequence[Any]], batch_size: int = 64, most_px: int = AT_ONCE_PX
 ) -> list[Any]:
     """What `ask` answers for each of (H, W, 3) uint8 pictures of any sizes; pictures of one size share a batch.
 
-    `ask` takes (B, 3, H, W) in [0, 1] and returns B answers. Batches have at most `most_px` pixels, or one picture; 0 for any number.
+    `ask` takes (B, 3, H, W) in [0, 1] and returns B answers. Batches have at most `most_px` pixels, or one picture.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, picture in enumerate(pictures):
         groups.setdefault(picture.shape, []).append(i)
     found: dict[int, Any] = {}
     for shape, same in groups.items():
-        size = batch_size if most_px == 0 else max(1, min(batch_size, most_px // (shape[0] * shape[1])))
+        size = max(1, min(batch_size, most_px // (shape[0] * shape[1])))
         for start in range(0, len(same), size):
             part = same[start : start + size]
             stack = torch.from_numpy(np.stack([pictures[i] for i in part])).permute(0, 3, 1, 2).float() / 255
@@ -102,13 +106,19 @@ def _mean(values: np.ndarray[Any, Any]) -> float:
 def masked_pictures(
     data: EvalData,
 ) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]]]:
-    """The test pictures (H, W, 3) that have a map of objects, at most MAX_PICTURES spread over the set, and these maps (H, W)."""
+    """The test pictures (H, W, 3) that have a map of objects, and these maps (H, W).
+
+    At most MAX_PICTURES, and about MAX_PIXELS, spread over the set; a note says when they are not all.
+    """
     test = data.test
-    masked = [i for i in range(len(test)) if test.mask(i) is not None] if test.has_masks else []
-    if not masked:
+    pixels = {i: mask.size for i in range(len(test)) if (mask := test.mask(i)) is not None} if test.has_masks else {}
+    if not pixels:
         data.notes.append("no masks were found, so objects could not be scored")
         return [], []
-    chosen = [masked[k] for k in np.linspace(0, len(masked) - 1, min(len(masked), MAX_PICTURES)).astype(int)]
+    masked, fits = list(pixels), max(1, MAX_PIXELS * len(pixels) // sum(pixels.values()))
+    chosen = [masked[k] for k in np.linspace(0, len(masked) - 1, min(len(masked), MAX_PICTURES, fits)).astype(int)]
+    if len(chosen) < len(masked):
+        data.notes.append(f"{len(chosen)} of {len(masked)} pictures with masks were scored, spread over the set")
     return [test.image(i) for i in chosen], [np.asarray(test.mask(i)) for i in chosen]
 
 

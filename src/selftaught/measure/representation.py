@@ -24,23 +24,21 @@ MAX_TEST = 5_000
 def embed_all(
     method: Embeds,
     images: ImageSet,
-    count: int | None = None,
     batch_size: int = 256,
     take: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> np.ndarray[Any, Any]:
-    """(N, D) float32 embeddings of the first `count` cached pictures, or what `take` makes of them."""
-    count = len(images) if count is None else min(count, len(images))
+    """(N, D) float32 embeddings of cached pictures, or what `take` makes of them."""
     take = take or method.embed
     parts = [
-        take(images.batch(np.arange(i, min(i + batch_size, count))).float() / 255).float().cpu().numpy()
-        for i in range(0, count, batch_size)
+        take(images.batch(np.arange(i, min(i + batch_size, len(images)))).float() / 255).float().cpu().numpy()
+        for i in range(0, len(images), batch_size)
     ]
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
-def pooled_all(method: Embeds, images: ImageSet, count: int | None = None) -> np.ndarray[Any, Any]:
+def pooled_all(method: Embeds, images: ImageSet) -> np.ndarray[Any, Any]:
     """(N, D) vectors of a method before they are whitened, where it does that."""
-    return embed_all(method, images, count, take=getattr(method, "pooled", method.embed))
+    return embed_all(method, images, take=getattr(method, "pooled", method.embed))
 
 
 def whitened(method: Embeds, pooled: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -59,15 +57,14 @@ def rank_score(rows: np.ndarray[Any, Any], beside: np.ndarray[Any, Any], note: s
 def representation_scores(method: Embeds, untrained: Embeds, data: EvalData) -> dict[str, Score]:
     """Scores `knn20`, `knn200`, `linear_probe`, `rank_me`; only `rank_me` where no labels exist.
 
-    The bank is the first 10,000 training pictures, the test set the first 5,000 test pictures (sets come shuffled, or are spread
-    evenly here).
+    The bank are at most 10,000 training pictures, the test set at most 5,000 test pictures, spread evenly: sets may come sorted.
     """
     test_labels = data.test.labels()
     bank_labels = data.train.labels() if data.train is not None else None
     if data.train is None or not several(bank_labels) or test_labels is None or not (test_labels != "").any():
         why = "the training pictures have fewer than two classes, so neighbours could not be scored"
-        images = (data.train or data.test).images
-        return {"rank_me": rank_score(pooled_all(method, images, MAX_BANK), pooled_all(untrained, images, MAX_BANK), why)}
+        images, _ = spread((data.train or data.test).images, None, MAX_BANK)
+        return {"rank_me": rank_score(pooled_all(method, images), pooled_all(untrained, images), why)}
     train, bank_labels = spread(data.train.images, bank_labels, MAX_BANK)
     test, test_labels = spread(data.test.images, test_labels, MAX_TEST)
     ours, beside = ([pooled_all(m, x) for x in (train, test)] for m in (method, untrained))
@@ -93,18 +90,23 @@ class Spread:
     """Some pictures of an evaluation set, with the interface that embedding needs."""
 
     def __init__(self, images: ImageSet, indices: np.ndarray[Any, Any]):
-        self.images = np.asarray(images.images[indices])
+        self._all, self._indices = images, indices
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self._indices)
+
+    @property
+    def images(self) -> np.ndarray[Any, Any]:
+        """(N, 3, S, S) uint8, read anew each time: a copy of all would stay in memory while networks look at parts."""
+        return np.asarray(self._all.images[self._indices])
 
     def batch(self, indices: np.ndarray[Any, Any]) -> torch.Tensor:
         """(B, 3, S, S) uint8."""
-        return torch.from_numpy(np.ascontiguousarray(self.images[indices]))
+        return self._all.batch(self._indices[indices])
 
 
-def spread(images: ImageSet, labels: np.ndarray[Any, Any], limit: int) -> tuple[Any, np.ndarray[Any, Any]]:
-    """At most `limit` labelled pictures, evenly spread over the set, as (pictures, labels)."""
-    known = np.flatnonzero(labels.astype(str) != "")
+def spread(images: ImageSet, labels: np.ndarray[Any, Any] | None, limit: int) -> tuple[Any, Any]:
+    """At most `limit` pictures, of the labelled ones where there are labels, evenly spread over the set, as (pictures, labels)."""
+    known = np.arange(len(images)) if labels is None else np.flatnonzero(labels.astype(str) != "")
     indices = known[np.linspace(0, len(known) - 1, min(limit, len(known))).astype(int)]
-    return Spread(images, indices), labels[indices]
+    return Spread(images, indices), None if labels is None else labels[indices]

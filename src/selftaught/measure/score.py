@@ -123,11 +123,14 @@ def wilson_ci(k: float, n: int) -> tuple[float, float]:
 
 
 def jackknife_ci(rows: Any, statistic: Statistic, groups: int = 10) -> tuple[float, float]:
-    """95 % normal interval from a delete-a-group jackknife: `groups` + 1 evaluations of an expensive statistic of (n,
-    d) rows.
+    """95 % interval from a delete-a-group jackknife: `groups` + 1 evaluations of an expensive statistic of (n, d) rows.
+
+    By Student's t of `groups` - 1 degrees: a spread that was found from ten numbers is itself uncertain.
 
     Group g holds the rows g, g + groups, ...; used where resampling with repeats would bias the statistic (ranks).
     """
+    from scipy.special import stdtrit
+
     array = np.asarray(rows)
     groups = min(groups, len(array))
     if groups < 2:
@@ -135,8 +138,8 @@ def jackknife_ci(rows: Any, statistic: Statistic, groups: int = 10) -> tuple[flo
     member = np.arange(len(array)) % groups
     left_out = np.array([statistic(array[member != group]) for group in range(groups)])
     spread = math.sqrt((groups - 1) / groups * float(((left_out - left_out.mean()) ** 2).sum()))
-    value = statistic(array)
-    return (value - _Z95 * spread, value + _Z95 * spread)
+    value, reach = statistic(array), float(stdtrit(groups - 1, 0.975)) * spread
+    return (value - reach, value + reach)
 
 
 def difference_ci(
