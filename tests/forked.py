@@ -14,6 +14,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([
     "selftaught.train", "selftaught.cli", "selftaught.representation.dino", "selftaught.representation.mae", "torch._dynamo",
@@ -28,6 +30,7 @@ def run_program(arguments: Sequence[str], environment: Mapping[str, str], output
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     sys.argv = list(arguments)
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", "1")))  # torch reads the variable when it is imported: too early here
     try:
         runpy.run_path(arguments[0], run_name="__main__")
     finally:
