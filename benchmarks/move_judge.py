@@ -1,13 +1,14 @@
-"""What a discriminator of moved objects can learn when nothing holds it back: alone, over true grounds, against wrong masks.
+"""What a discriminator of moved objects can learn when nothing holds it back: alone, over true grounds, against wrong masks; writes
+benchmarks/results/move_judge.json.
 
-    python benchmarks/move_judge.py --work FOLDER [--steps 500] [--spectral] [--no-places] [--no-fine]
+    python benchmarks/move_judge.py --work FOLDER [--steps 500] [--seed 0]
 
 Pictures of sample:things, halved to 48 px. Real: the pictures. Fakes: true masks made wrong in four ways, cut out and moved over the true
 ground. A network without spectral norm, told of each picture whether it is a fake and of each place of 4 px whether it was changed, is
 trained with the logistic loss, and is then asked whether it finds the true object, moved, more real than the same with a wrong mask: on
 pictures that it learned from, on others with the same photographs as grounds, and on the test pictures, of other objects and photographs.
-The options put back what MOVE's discriminators have, or take away what this one has. Truth makes the fakes: this measures what can be seen,
-and is no step of a method. `move_ladder.py judge` asks the same of MOVE's own discriminators.
+It is trained twice more, with spectral norm on every layer, and not told of places. Truth makes the fakes: this measures what can be
+seen, and is no step of a method. `move_ladder.py judge` asks the same of MOVE's own discriminators.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from measuring import write
 from move_ladder import Pictures
 from selftaught.core.seeds import seed_all
+from selftaught.measure.score import wilson_ci
 from selftaught.segmentation.move_scene import shift, union
 
 SIDE = 48
@@ -30,6 +33,8 @@ LEARNED, HELD = 1536, 256
 """Pictures of the training split that are learned from, and those after them that are not."""
 BATCH = 16
 TRAINED = ("half", "shrunk", "grown", "elsewhere")
+VARIANTS = {"free": (False, True), "with spectral norm": (True, True), "not told of places": (False, False)}
+"""Name -> whether it has spectral norm, and whether it is told of each place if it was changed."""
 ASKED = ("half", "left half", "shrunk", "grown", "elsewhere", "blob")
 """A half on a random side; 2 px less or more all around (4 px of 96); the same shape half a picture away; a random fifth of the picture."""
 
@@ -92,30 +97,27 @@ def composite(pictures: Tensor, grounds: Tensor, masks: Tensor, by: Tensor) -> t
 class FreeJudge(nn.Module):
     """(B, 3, 48, 48) in [0, 1] to a logit per picture (B,) and one per place of 4 px (B, 1, 12, 12); high is real.
 
-    Convolutions that pad with mirrored pixels, batch norms. With `fine` it is also given, four times as strong, what differs from the
-    mean of 5x5 pixels: seams are faint beside colours.
+    Convolutions that pad with mirrored pixels, batch norms. It is also given, four times as strong, what differs from the mean of
+    5x5 pixels: seams are faint beside colours.
     """
 
-    def __init__(self, spectral: bool = False, fine: bool = True) -> None:
+    def __init__(self, spectral: bool) -> None:
         super().__init__()
-        self.fine = fine
         normed = nn.utils.parametrizations.spectral_norm if spectral else lambda layer: layer
 
         def layer(channels: int, out: int, kernel: int, norm: bool = True) -> list[nn.Module]:
             convolution = normed(nn.Conv2d(channels, out, kernel, kernel - 2 if kernel == 4 else 1, 1, padding_mode="reflect"))
             return [convolution, nn.BatchNorm2d(out) if norm else nn.Identity(), nn.LeakyReLU(0.2)]
 
-        entered = 6 if fine else 3
-        self.near = nn.Sequential(*layer(entered, 24, 4, False), *layer(24, 32, 3), *layer(32, 48, 4), *layer(48, 48, 3))
+        self.near = nn.Sequential(*layer(6, 24, 4, False), *layer(24, 32, 3), *layer(32, 48, 4), *layer(48, 48, 3))
         self.place = normed(nn.Conv2d(48, 1, 1))
         self.far = nn.Sequential(*layer(48, 64, 4), *layer(64, 64, 3))
         self.leave = normed(nn.Linear(128, 1))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         x = 2 * pictures - 1
-        if self.fine:
-            x = torch.cat([x, 4 * (x - F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), 5, 1))], 1)
-        near = self.near(x)
+        fine = 4 * (x - F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), 5, 1))
+        near = self.near(torch.cat([x, fine], 1))
         far = self.far(near)
         return self.leave(torch.cat([far.mean((2, 3)), far.amax((2, 3))], 1))[:, 0], self.place(near)
 
@@ -150,8 +152,8 @@ def train(judge: FreeJudge, data: Reduced, steps: int, places: bool, seed: int) 
 
 
 @torch.no_grad()
-def ask(judge: FreeJudge, data: Reduced, rows: Tensor, seed: int) -> str:
-    """In what share of the pictures the true object, moved, looks more real than the same with a wrong mask."""
+def ask(judge: FreeJudge, data: Reduced, rows: Tensor, seed: int) -> dict[str, Tensor]:
+    """Name -> (B,) whether the true object, moved, looks more real than the same with such a mask."""
     judge.eval()
     seed_all(seed, 1, 0)
     by = torch.tensor([[4, 4], [4, -4], [-4, 4], [-4, -4]])[torch.arange(len(rows)) % 4]
@@ -159,7 +161,21 @@ def ask(judge: FreeJudge, data: Reduced, rows: Tensor, seed: int) -> str:
     truth = judge(composite(pictures, grounds, masks, by)[0])[0]
     said = {how: judge(composite(pictures, grounds, made_wrong(masks, how), by)[0])[0] for how in ASKED}
     said["the picture itself"] = judge(pictures)[0]
-    return ", ".join(f"{how} {float((truth > there).float().mean()):.2f}" for how, there in said.items())
+    return {how: truth > there for how, there in said.items()}
+
+
+def told(found: dict[str, dict[tuple[str, str], Tensor]]) -> None:
+    """Write what was found as far as it is known: the first variant's shares, the others' beside them."""
+    first, *others = found.values()
+    rows = []
+    for (part, how), wins in first.items():
+        beside = {name: float(other[part, how].float().mean()) for name, other in zip(list(found)[1:], others, strict=True)}
+        rows.append({
+            "method": "judge", "data": f"sample:things, 48 px, {part}", "score": f"true mask preferred to: {how}", "unit": "share",
+            "values": [float(wins.float().mean())], "ci95": list(wilson_ci(int(wins.sum()), len(wins))), "n": len(wins),
+            "baselines": {"chance": 0.5, **beside}, "summary": False,
+        })  # fmt: skip
+    write("move_judge", rows)
 
 
 def main() -> None:
@@ -167,18 +183,20 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--spectral", action="store_true", help="spectral norm on every layer")
-    parser.add_argument("--no-places", action="store_true", help="say of whole pictures alone whether they are fakes")
-    parser.add_argument("--no-fine", action="store_true", help="colours alone, without what differs from the mean around")
     a = parser.parse_args()
     a.work.mkdir(parents=True, exist_ok=True)
     data, test = Reduced("train", LEARNED + HELD, a.work), Reduced("test", HELD, a.work)
-    seed_all(a.seed, 0, 10**12)
-    judge = FreeJudge(a.spectral, not a.no_fine).train()
-    train(judge, data, a.steps, not a.no_places, a.seed)
-    print("the true mask is preferred to:")
-    for name, source, first in (("learned from", data, 0), ("held out", data, LEARNED), ("test", test, 0)):
-        print(f"  {name}: {ask(judge, source, torch.arange(first, first + HELD), a.seed)}", flush=True)
+    found: dict[str, dict[tuple[str, str], Tensor]] = {}
+    for name, (spectral, places) in VARIANTS.items():
+        seed_all(a.seed, 0, 10**12)
+        judge = FreeJudge(spectral).train()
+        train(judge, data, a.steps, places, a.seed)
+        asked = (("learned from", data, 0), ("held out", data, LEARNED), ("test split", test, 0))
+        found[name] = {
+            (part, how): wins
+            for part, source, first in asked for how, wins in ask(judge, source, torch.arange(first, first + HELD), a.seed).items()
+        }  # fmt: skip
+        told(found)
 
 
 if __name__ == "__main__":
