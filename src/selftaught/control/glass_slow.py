@@ -92,8 +92,12 @@ def slow_map(near: Tensor, far: Tensor, between: Tensor, count: int, who: float,
     """
     D = len(near)
     quick = (near + who * between).double()
-    quick = quick + ridge * quick.trace() / D * torch.eye(D, dtype=torch.float64, device=quick.device)
-    inverse = torch.linalg.inv(torch.linalg.cholesky(quick))
+    one = torch.eye(D, dtype=torch.float64, device=quick.device)
+    quick = quick + ridge * quick.trace() / D * one
+    factor, failed = torch.linalg.cholesky_ex(quick)
+    if int(failed):  # hardly anything changed in any clip: what is left of `between` is rounding, and may be negative
+        factor = torch.linalg.cholesky(quick + (1e-6 - 2 * torch.linalg.eigvalsh(quick)[0].clamp(max=0)) * one)
+    inverse = torch.linalg.inv(factor)
     values, vectors = torch.linalg.eigh(inverse @ far.double() @ inverse.T)
     values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
     return (inverse.T @ vectors * (values - 1).clamp(min=1e-6).sqrt()).float()
