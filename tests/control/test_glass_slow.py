@@ -226,7 +226,8 @@ def test_another_part_of_the_clip_is_drawn_in_every_step() -> None:
     ("changes", "text"),
     [
         ({"slow_apart": 4}, "less than window"), ({"figure_px": 20}, "multiple of 8"), ({"drawn": 2}, "from 3 to window"),
-        ({"slow_from": 0.3, "warm_frac": 0.3}, "gathered in between"), ({"codes": 1}, "2 codes"),
+        ({"slow_from": 0.3, "warm_frac": 0.3}, "gathered in between"), ({"codes": 1}, "2 codes"), ({"codes": 3000}, "at most 2048"),
+        ({"slow_dims": 1000}, "at most the 432 numbers"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_named(changes: dict[str, Any], text: str) -> None:

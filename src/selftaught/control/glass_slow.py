@@ -126,10 +126,12 @@ class SlowCodes(nn.Module):
 
     def __init__(self, codes: int, width: int, side: int, slow: int, apart: int, who: float, ridge: float):
         super().__init__()
-        if codes < 2:
-            raise ValueError(f"there must be at least 2 codes, got {codes}")
-        self.side, self.apart, self.who, self.ridge = side, apart, who, ridge
         D = BINS * (side // CELL) ** 2 + (side // 2) ** 2
+        if not 2 <= codes <= RECENT:
+            raise ValueError(f"there must be at least 2 codes, and at most {RECENT}, got {codes}")
+        if slow > D:
+            raise ValueError(f"slow_dims must be at most the {D} numbers of a look at {side} px, got {slow}")
+        self.side, self.apart, self.who, self.ridge = side, apart, who, ridge
         self.codebook = nn.Parameter(torch.randn(codes, width))
         for name in ("near", "far", "means"):
             self.register_buffer(name, torch.zeros(D, D))
