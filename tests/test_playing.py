@@ -138,6 +138,8 @@ def test_numbers_that_are_no_actions_are_refused(playable: Playable) -> None:
         (("parse", "nowhere", "x.mp4", "--out", "o"), "There is no run 'nowhere'"),
         (("parse", SHIPPED, "nothing.mp4", "--out", "o"), "nothing.mp4"),
         (("parse", SHIPPED, f"{SHIPPED}/abc", "--out", "o"), "names no clip"),
+        (("plan", SHIPPED, SHIPPED, SHIPPED, "--out", "o", "--seed", "9" * 25), "at most 63 bits"),
+        (("rollout", SHIPPED, SHIPPED, "--out", "o", "--seed", "-" + "9" * 25), "at most 63 bits"),
         (("parse", SHIPPED, f"{SHIPPED}/1@11", "--out", "o"), "1 frame(s)"),
         (("parse", SHIPPED, f"{SHIPPED}/1", "--out", "o", "--switch", "nan"), "--switch"),
         (("rollout", SHIPPED, f"{SHIPPED}/1@99", "--out", "o"), "no frame 99"),

@@ -38,6 +38,11 @@ def _apart(out: str, *clips: str) -> None:
             refuse_within(out, folder)
 
 
+def _check_seed(seed: int) -> None:
+    if not -(2**63) <= seed < 2**63:  # what torch takes
+        raise ConfigError(f"--seed is {seed}.", expected="a whole number of at most 63 bits")
+
+
 def _write(told: Any, out: str) -> None:
     report = told.report
     for note in report["notes"]:
@@ -86,6 +91,7 @@ def rollout(
         futures: How many futures.
         seed: Seed of the futures.
     """
+    _check_seed(seed)
     _apart(out, start)
     _write(_playable(run).rollout(start, actions, steps, futures, seed), out)
 
@@ -107,6 +113,7 @@ def plan(
         rounds: Rounds of cem.
         seed: Seed of cem.
     """
+    _check_seed(seed)
     _apart(out, start, goal)
     playable = _playable(run)
     from selftaught.control.planning import Budget

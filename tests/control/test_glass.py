@@ -284,3 +284,13 @@ def test_masks_learn_in_a_few_steps_and_do_not_without_a_learning_rate() -> None
         return float((found & truth).sum() / (found | truth).sum())
 
     assert overlap(5e-3) > 0.5 > 0.2 > overlap(0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("warm_frac", 1.5), ("real_frames", (0.5, 2.0)), ("swap_frac", -0.1), ("w_size", -1.0), ("slow_ridge", 0.0), ("slow_who", -1.0),
+     ("code_dim", 0), ("mask_widths", (8, 0, 8)), ("shift_widths", (1, 8, 8, 8)), ("gma_every", 0), ("guess_parts", 0)],
+)  # fmt: skip
+def test_settings_out_of_their_range_are_named(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} is "):
+        dataclasses.replace(GLASS.sizes["tiny"], **{name: value})

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from selftaught.control.glass_scores import code_effects, film_scores, glass_scores, separation
+from selftaught.control.glass_scores import code_effects, film_scores, glass_scores, score, separation
 from selftaught.data.clip_truth import ClipTest, ClipTruth
+from selftaught.measure.score import bootstrap_ci
 from selftaught.method import Actions, Parsed, Played
 from selftaught.nets.video_blocks import from_px, to_px
 
@@ -132,6 +133,19 @@ def test_what_is_read_wrongly_loses_its_score_and_no_other(wrong: str, below: di
     s = glass_scores(Reads(wrong), World())
     assert all(s[name].value < most for name, most in below.items())
     assert all(s[k].value > 0.99 for k in {"ami", "global_direction", "mask_iou"} - set(below))
+
+
+def test_an_interval_holds_the_mean_that_it_is_of() -> None:
+    """Clips weigh by their transitions that count: the interval of the mean of clips' means did not hold the mean of transitions."""
+    values = np.full((40, 11), np.nan)
+    values[:20] = 1
+    values[20:, 0] = 0
+    found = score(values, "share")
+    assert found.n == 40 and abs(found.value - 220 / 240) < 1e-9 and found.ci95[0] <= found.value <= found.ci95[1]
+    even = np.random.default_rng(0).normal(size=(30, 5))
+    assert np.allclose(score(even, "").ci95, bootstrap_ci(even.mean(1)), atol=1e-12)
+    nothing = score(np.full((3, 2), np.nan), "")
+    assert nothing.n == 0 and np.isnan(nothing.value) and np.isnan(nothing.ci95).all()
 
 
 def test_without_truth_only_what_needs_none_is_scored() -> None:

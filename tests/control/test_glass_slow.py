@@ -147,6 +147,10 @@ def test_codes_are_made_once_and_go_on_as_they_were() -> None:
     assert torch.equal(slow.look_up(torch.tensor([0, 2])), slow.codebook[[0, 2]])
 
 
+BINS_AND_MASK = 8 * 8**2 + 16**2
+"""Numbers of a look at a figure of 32 px."""
+
+
 def sprites(indices: list[int]) -> tuple[Tensor, np.ndarray, np.ndarray, list[int]]:
     """Looks (N, T, D) of true figures, true local actions, which transitions are stays, and who they are."""
     slow = SlowCodes(6, 4, 32, 10, 5, 0.3, 0.02)
@@ -222,9 +226,23 @@ def test_another_part_of_the_clip_is_drawn_in_every_step() -> None:
     ("changes", "text"),
     [
         ({"slow_apart": 4}, "less than window"), ({"figure_px": 20}, "multiple of 8"), ({"drawn": 2}, "from 3 to window"),
-        ({"slow_from": 0.3, "warm_frac": 0.3}, "gathered in between"), ({"codes": 1}, "2 codes"),
+        ({"slow_from": 0.3, "warm_frac": 0.3}, "gathered in between"), ({"codes": 1}, "2 codes"), ({"codes": 3000}, "at most 2048"),
+        ({"slow_dims": 1000}, "at most the 432 numbers"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_named(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         GLASS(dataclasses.replace(TINY, **{"coding": "slow", "slow_apart": 2, "figure_px": 24, "perceptual": "pyramid"} | changes))
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.7])
+def test_clips_in_which_nothing_moves_make_codes_and_end_no_training(constant: float) -> None:
+    """Statistics are then zeros, or rounding that is not positive definite: the training stopped with a LinAlgError at half of its time."""
+    torch.manual_seed(0)
+    slow = SlowCodes(6, 4, 32, 10, 5, 0.3, 0.02)
+    look = constant * torch.rand(BINS_AND_MASK)
+    for _ in range(30):
+        slow.remember(look.expand(8, 12, -1))
+    slow.start()
+    assert int(slow.started) and bool(torch.isfinite(slow.basis).all()) and bool(torch.isfinite(slow.centres).all())
+    assert len(slow(look[None].expand(4, -1)).unique()) == 1

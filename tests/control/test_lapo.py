@@ -240,6 +240,11 @@ def test_every_option_can_be_trained(changes: dict[str, Any]) -> None:
         {"reach_px": 0},
         {"ground_reach_px": 16},
         {"codes": 1},
+        {"code_dim": 0},
+        {"inverse_widths": (8, 0, 8)},
+        {"real_frames": (0.4, 2.0)},
+        {"motion_weight": -1.0},
+        {"noise": -0.5},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:

@@ -222,6 +222,18 @@ def test_two_ways_are_shown_on_pictures_drawn_by_lot(content: ReportContent, ren
     assert "Overlap with the truth" not in without.text.partition("Two ways")[2].partition("Pictures the machine")[0]
 
 
+def test_a_check_of_the_data_is_no_failure_of_the_run() -> None:
+    """It was told in red to be worse than its best baseline, though a low one is what is hoped for."""
+    shown = render(ReportContent("t", "l", scores={"leak_7x7": score(0.3, "lower", whole_picture=0.2)})).decode()
+    assert "This was measured on the data alone" in shown and "Worse by" not in shown and ">whole picture<" in shown
+
+
+def test_trouble_is_named_where_there_was_some() -> None:
+    for verdict, told in (("learning", False), ("diverging", True)):
+        curves = {"features": {"loss": ([0.0, 1.0], [2.0, 1.0]), "health": ([0.0, 1.0], [verdict, "learning"])}}
+        assert ("Shaded stretches" in render(ReportContent("t", "l", curves=curves)).decode()) == told
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
@@ -261,6 +273,7 @@ def test_comparison_with_baselines() -> None:
         ("max_f", "F-measure at the best threshold"),
         ("accuracy", "Pixels judged right"),
         ("mystery_figure", "mystery figure"),
+        ("leak_7x7", "Do the edges of objects give them away?"),
     ],
 )
 def test_scores_have_plain_names(name: str, heading: str) -> None:

@@ -33,7 +33,7 @@ from selftaught.control.glass_parts import build_gma, build_lma, perceptual_of
 from selftaught.control.glass_play import GLASSControls, parse, play
 from selftaught.control.glass_scores import glass_scores
 from selftaught.control.glass_slow import looks, solid
-from selftaught.core.config import read_json, write_json
+from selftaught.core.config import read_json, refuse_outside, write_json
 from selftaught.core.errors import RunError
 from selftaught.measure.score import Score
 from selftaught.method import Actions, Method, Parsed, Parts, Picture, Played, Player, Progress, TrainConfig, ramp
@@ -186,6 +186,15 @@ class GLASSConfig(TrainConfig):
     render_widths: tuple[int, int, int] = (48, 32, 24)
     """Channels of the renderer."""
 
+    def __post_init__(self) -> None:
+        refuse_outside(self, "every gma_every code_dim guess_parts slow_dims compressed hidden", 1)
+        refuse_outside(self, "mask_widths inpaint_widths shift_hidden state_widths render_widths", 1)
+        refuse_outside(self, "shift_widths", 2)
+        refuse_outside(self, "warm_frac real_frames window_grows teach_frac slow_from swap_frac", 0, 1)
+        refuse_outside(self, "slow_ridge", 1e-6)
+        refuse_outside(self, "fps teach_weight teach_threshold dead_below dead_every slow_who mask_blocks bilinear", 0)
+        refuse_outside(self, " ".join(name for name in vars(self) if name.startswith("w_")), 0)
+
 
 PAPER = GLASSConfig(
     image_px=96, width_px=128, batch_size=12, steps=470_000, lr=4e-4, weight_decay=1e-6, warmup_frac=0.0, window=12, window_start=6,
@@ -239,8 +248,6 @@ class GLASS(Method):
             raise ValueError(f"figure_px must be a multiple of 8, got {c.figure_px}")
         if min(c.temperature) <= 0:
             raise ValueError(f"temperature must be above 0 at both ends, got {c.temperature}")
-        if c.gma_every < 1:
-            raise ValueError(f"gma_every must be at least 1, got {c.gma_every}")
         if not 0 <= 2 * c.ground_reach_px < min(c.image_px, c.width_px):
             raise ValueError(f"frames must be more than twice as large as a reach of {c.ground_reach_px} px, which is at least 0")
         if not 3 <= c.window_start <= c.window:

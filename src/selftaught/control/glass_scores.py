@@ -71,19 +71,16 @@ def parse_all(model: Any, data: ClipTest) -> Found:
     )  # fmt: skip
 
 
-def per_clip(values: np.ndarray) -> np.ndarray:
-    """Means over the transitions of each clip (N,), so that intervals resample clips; NaN where a clip has none."""
-    with np.errstate(invalid="ignore"):
-        counted = np.isfinite(values)
-        return np.where(counted, values, 0).sum(1) / np.where(counted.any(1), counted.sum(1), np.nan)
-
-
 def score(values: np.ndarray, unit: str, better: Any = "higher", note: str = "", **baselines: Any) -> Score:
-    """A mean over all transitions with its interval over clips, and the same means of baselines."""
-    clips = per_clip(values)
-    mean = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+    """A mean over all transitions that count (are finite), and the same means of baselines; the interval is of that mean, over clips."""
+    counted = np.isfinite(values)
+    n, clips = int(counted.any(1).sum()), np.stack([np.where(counted, values, 0).sum(1), counted.sum(1)], 1).astype(float)
+    clips[~counted.any(1)] = np.nan
+    mean = float(np.nanmean(values)) if n else float("nan")
+    # Not of the mean of the clips' means: a clip with one transition that counts would weigh as much as one with all.
+    interval = bootstrap_ci(clips, statistic=lambda picked: float(picked[:, 0].sum() / picked[:, 1].sum()))
     others = {k: float(np.nanmean(v)) for k, v in baselines.items() if np.isfinite(v).any()}
-    return Score(mean, int(np.isfinite(clips).sum()), bootstrap_ci(clips), better, unit, others, note)
+    return Score(mean, n, interval, better, unit, others, note)
 
 
 def layer_scores(data: ClipTest, truth: ClipTruth, found: Found) -> dict[str, Score]:

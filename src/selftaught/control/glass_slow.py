@@ -92,8 +92,12 @@ def slow_map(near: Tensor, far: Tensor, between: Tensor, count: int, who: float,
     """
     D = len(near)
     quick = (near + who * between).double()
-    quick = quick + ridge * quick.trace() / D * torch.eye(D, dtype=torch.float64, device=quick.device)
-    inverse = torch.linalg.inv(torch.linalg.cholesky(quick))
+    one = torch.eye(D, dtype=torch.float64, device=quick.device)
+    quick = quick + ridge * quick.trace() / D * one
+    factor, failed = torch.linalg.cholesky_ex(quick)
+    if int(failed):  # hardly anything changed in any clip: what is left of `between` is rounding, and may be negative
+        factor = torch.linalg.cholesky(quick + (1e-6 - 2 * torch.linalg.eigvalsh(quick)[0].clamp(max=0)) * one)
+    inverse = torch.linalg.inv(factor)
     values, vectors = torch.linalg.eigh(inverse @ far.double() @ inverse.T)
     values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
     return (inverse.T @ vectors * (values - 1).clamp(min=1e-6).sqrt()).float()
@@ -122,10 +126,12 @@ class SlowCodes(nn.Module):
 
     def __init__(self, codes: int, width: int, side: int, slow: int, apart: int, who: float, ridge: float):
         super().__init__()
-        if codes < 2:
-            raise ValueError(f"there must be at least 2 codes, got {codes}")
-        self.side, self.apart, self.who, self.ridge = side, apart, who, ridge
         D = BINS * (side // CELL) ** 2 + (side // 2) ** 2
+        if not 2 <= codes <= RECENT:
+            raise ValueError(f"there must be at least 2 codes, and at most {RECENT}, got {codes}")
+        if slow > D:
+            raise ValueError(f"slow_dims must be at most the {D} numbers of a look at {side} px, got {slow}")
+        self.side, self.apart, self.who, self.ridge = side, apart, who, ridge
         self.codebook = nn.Parameter(torch.randn(codes, width))
         for name in ("near", "far", "means"):
             self.register_buffer(name, torch.zeros(D, D))

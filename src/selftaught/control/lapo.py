@@ -23,6 +23,7 @@ from torch import Tensor
 from selftaught.control.lapo_nets import Draw, Drawn, ForwardModel, InverseModel
 from selftaught.control.lapo_play import LAPOControls
 from selftaught.control.lapo_scores import lapo_scores
+from selftaught.core.config import refuse_outside
 from selftaught.core.draws import rand, randn
 from selftaught.measure.score import Score
 from selftaught.method import Actions, Method, Parsed, Parts, Picture, Played, Player, Progress, TrainConfig, ramp
@@ -90,6 +91,11 @@ class LAPOConfig(TrainConfig):
     """Width of the inverse model's linear layer."""
     forward_base: int = 24
     """Channels of the forward model at its finest level; twice as many below."""
+
+    def __post_init__(self) -> None:
+        refuse_outside(self, "every code_dim inverse_widths inverse_hidden forward_base", 1)
+        refuse_outside(self, "fps noise w_vq w_size dead_below dead_every motion_weight", 0)
+        refuse_outside(self, "real_frames", 0, 1)
 
 
 PAPER = LAPOConfig(

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from selftaught import __version__
 from selftaught.core.config import read_json
@@ -28,11 +29,15 @@ from selftaught.report.content import (
     SideBySide,
     by_lot,
 )
+from selftaught.report.pictures import fit, resize_mask
 from selftaught.report.plots import project_2d, read_curves
 
 Array = npt.NDArray[Any]
 MAP_POINTS = 1000
 OBJECTS = 300
+KEPT_PX = 720
+"""Longer side at which those pictures are kept, twice what the page shows: 300 photographs of 12 megapixels are 28 GB with their masks."""
+AT_ONCE = 8
 CLUSTERS = 12
 STAGES = {"features": "features", "masks": "objects"}
 MOVE_STAGES = {
@@ -76,7 +81,7 @@ def collect(
     scores = read_json(run / "scores.json")
     labels = test.labels()
     return ReportContent(
-        title=f"What was learned from {len(images)} pictures of {images.name.partition(':')[0]}",
+        title=f"What was learned from {len(images):,} pictures of {images.name.partition(':')[0]}",
         learned=in_words(len(images), scores["scores"], bool(test.has_masks), labels is not None),
         objects=objects,
         comparison=side_by_side([objects[i] for i in by_lot(len(objects))], objects) if side_by_side else None,
@@ -98,22 +103,33 @@ def collect(
 
 
 def found_objects(learned: Learned, test: EvalSet) -> list[FoundObject]:
-    """Masks of held-out pictures at their own size, with their overlap with the truth where there is one."""
+    """Masks of held-out pictures, with their overlap with the truth at their own size where there is one."""
     indices = np.linspace(0, len(test) - 1, min(OBJECTS, len(test))).astype(int)
     found = []
-    for start in range(0, len(indices), 32):
-        part = indices[start : start + 32]
+    for start in range(0, len(indices), AT_ONCE):
+        part = indices[start : start + AT_ONCE]
         pictures = [test.image(int(i)) for i in part]
         for i, picture, mask in zip(part, pictures, learned.segment(pictures), strict=True):
             truth = test.mask(int(i))
             overlap = None if truth is None else float(iou([mask], [truth])[0])
             inside = mask[mask > 0.5]
             confidence = float(inside.mean()) if inside.size else 0.0
-            found.append(FoundObject(picture, mask, truth, overlap, confidence, test.keys[int(i)]))
+            found.append(kept(FoundObject(picture, mask, truth, overlap, confidence, test.keys[int(i)])))
     return found
 
 
-def nearest(embedding: Array, pictures: Sequence[Array], queries: int = 8, neighbours: int = 6) -> list[Neighbours]:
+def kept(found: FoundObject) -> FoundObject:
+    """The same with a longer side of at most `KEPT_PX`."""
+    if max(found.picture.shape[:2]) <= KEPT_PX:
+        return found
+    picture, truth = fit(found.picture, KEPT_PX), found.truth
+    h, w = picture.shape[:2]
+    if truth is not None:
+        truth = np.asarray(Image.fromarray(truth).resize((w, h), Image.Resampling.NEAREST))
+    return found._replace(picture=picture, mask=resize_mask(found.mask, (h, w)), truth=truth)
+
+
+def nearest(embedding: Array, pictures: Sequence[Array], queries: int = 8, neighbours: int = 8) -> list[Neighbours]:
     """For a few pictures spread over the set, those with the largest cosine."""
     unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True).clip(min=1e-9)
     rows = []
@@ -137,8 +153,9 @@ def clusters(embedding: Array, pictures: Sequence[Array], labels: Array | None, 
         members = np.flatnonzero(model.labels_ == c)
         distance = ((unit[members] - model.cluster_centers_[c]) ** 2).sum(1)
         purity = None
-        if labels is not None and len(members):
-            purity = float(np.unique(labels[members], return_counts=True)[1].max() / len(members))
+        known = [] if labels is None else labels[members][labels[members] != ""]
+        if len(known):
+            purity = float(np.unique(known, return_counts=True)[1].max() / len(known))
         groups.append(Cluster(len(members), [pictures[i] for i in members[np.argsort(distance)][:shown]], purity))
     return groups
 
@@ -154,7 +171,7 @@ def verdict(title: str, curve: Mapping[str, Any]) -> Health:
 def in_words(count: int, scores: Mapping[str, Any], masks: bool, labels: bool) -> str:
     """One paragraph for people who know nothing of the methods."""
     text = (
-        f"The machine looked at {count} pictures without any label. It learned to tell which pictures show alike things, and to "
+        f"The machine looked at {count:,} pictures without any label. It learned to tell which pictures show alike things, and to "
         "outline the main object of a picture. "
     )
     if labels and "knn20" in scores:
@@ -172,7 +189,7 @@ def in_words(count: int, scores: Mapping[str, Any], masks: bool, labels: bool) -
         )
     if not masks and not labels:
         text += "No truth came with the pictures, so look for yourself: nothing here was scored. "
-    return text + "Everything below was made from pictures that were kept out of the training."
+    return text + "The pictures below were kept out of the training."
 
 
 def summary(images: ImageSet, test: EvalSet) -> DataSummary:

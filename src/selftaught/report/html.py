@@ -31,7 +31,7 @@ from selftaught.report.content import (
     by_lot,
 )
 from selftaught.report.pictures import Array, data_uri, fit, overlay, square
-from selftaught.report.plots import HEALTH, cluster_strip, curve_svg, map_picture
+from selftaught.report.plots import HEALTH, SHADES, cluster_strip, curve_svg, map_picture
 
 __all__ = [
     "Cluster",
@@ -273,7 +273,7 @@ def stage_rows(content: ReportContent) -> list[dict[str, Any]]:
                 "mood": _mood(verdict),
                 "reason": reason,
                 "plots": plots,
-                "shaded": spans is not None,
+                "shaded": spans is not None and any(word in SHADES for word in spans[1]),
                 "left_out": max(0, len(curves) - _CURVES),
             }
         )
@@ -292,7 +292,8 @@ def _score(name: str, score: Mapping[str, Any]) -> dict[str, Any]:
     better = str(score.get("better", "higher"))
     baselines = {str(key): _figure(figure) for key, figure in (score.get("baselines") or {}).items()}
     figure, half, interval = words.with_interval(value, low, high)
-    sentence, mood = words.against_baselines(value, (low, high), better, baselines)
+    of_data = words.is_of_the_data(name)
+    sentence, mood = (words.OF_THE_DATA, "") if of_data else words.against_baselines(value, (low, high), better, baselines)
     every = [figure for figure in (value, low, high, *baselines.values()) if math.isfinite(figure)] or [0.0]
     start = min(0.0, *every) if min(every) < 0 else 0.0
     end = 1.0 if 0.0 <= min(every) and max(every) <= 1.0 else (max(every) * 1.05 if max(every) > 0 else 0.0)
@@ -302,10 +303,11 @@ def _score(name: str, score: Mapping[str, Any]) -> dict[str, Any]:
         return round(100 * (figure - start) / span, 2) if math.isfinite(figure) else 0.0
 
     places = words.places_for((high - low) / 2)
-    bars = [{"label": "this run", "figure": figure, "at": at(value), "from": at(low), "to": at(high), "own": True}]
+    own = "measured" if of_data else "this run"
+    bars = [{"label": own, "figure": figure, "at": at(value), "from": at(low), "to": at(high), "own": True}]
     for label, reached in sorted(baselines.items(), key=lambda pair: pair[1], reverse=better != "lower"):
         shown = words.number(reached, places)
-        bars.append({"label": label, "figure": shown, "at": at(reached), "from": None, "to": None, "own": False})
+        bars.append({"label": label.replace("_", " "), "figure": shown, "at": at(reached), "from": None, "to": None, "own": False})
     return {
         "name": name,
         "heading": heading,

@@ -36,7 +36,7 @@ _ROLES = {
     "#0d0e0f": "var(--unclear)",
 }
 _TEXT, _LINE, _RULE, _BAD, _UNCLEAR = _ROLES
-_SHADES = {"collapsing": _BAD, "diverging": _BAD, "slow": _UNCLEAR}
+SHADES = {"collapsing": _BAD, "diverging": _BAD, "slow": _UNCLEAR}
 
 
 def read_curves(path: Path) -> dict[str, tuple[list[float], list[Any]]]:
@@ -131,8 +131,8 @@ def _shade(axes: Any, health: tuple[Any, Any]) -> None:
     steps, verdicts = list(health[0]), list(health[1])
     ends = [*steps[1:], steps[-1] if steps else 0.0]
     for start, end, verdict in zip(steps, ends, verdicts, strict=False):
-        if verdict in _SHADES and end > start:
-            axes.axvspan(start, end, color=_SHADES[verdict], alpha=0.18, linewidth=0)
+        if verdict in SHADES and end > start:
+            axes.axvspan(start, end, color=SHADES[verdict], alpha=0.18, linewidth=0)
 
 
 def _thin(x: Array, y: Array) -> tuple[Array, Array]:

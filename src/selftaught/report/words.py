@@ -26,6 +26,12 @@ _MEANINGS: tuple[tuple[str, str, str], ...] = (
         "How many independent directions the features use (RankMe). Near 1, all pictures look the same to the machine.",
     ),
     (
+        r"^leak",
+        "Do the edges of objects give them away?",
+        "These pictures were put together by a program. A network that sees 7 x 7 pixels only, and is taught with true masks, "
+        "finds objects this well: clearly above the baselines the edges of what was pasted would show.",
+    ),
+    (
         r"cor_?loc",
         "Objects located (CorLoc)",
         "The share of pictures in which a box around what was found overlaps a true box by at least half.",
@@ -98,6 +104,7 @@ _MEANINGS: tuple[tuple[str, str, str], ...] = (
     ),
 )
 
+OF_THE_DATA = "This was measured on the data alone: it says nothing of the run, only how far its scores can be believed."
 _MINUS = "\u2212"
 
 
@@ -107,6 +114,11 @@ def meaning(name: str) -> tuple[str, str]:
         if re.search(pattern, name.lower()):
             return heading, text
     return plain(name).replace("_", " "), ""
+
+
+def is_of_the_data(name: str) -> bool:
+    """Whether a score is none of the run's but a check of the pictures."""
+    return name.startswith("leak")
 
 
 def number(value: float | None, places: int | None = None) -> str:
@@ -172,7 +184,7 @@ def against_baselines(
     gap = sign * (value - usable[name])
     low, high = (float(bound) for bound in interval)
     places = places_for((high - low) / 2)
-    best = f"the best baseline ({plain(name)}, {number(usable[name], places)})"
+    best = f"the best baseline ({plain(name).replace('_', ' ')}, {number(usable[name], places)})"
     if low <= usable[name] <= high:
         return f"Not clearly different from {best}.", "unclear"
     if gap > 0:

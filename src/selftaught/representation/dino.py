@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selftaught.core.config import refuse_outside
 from selftaught.core.launch import all_reduce_max, all_reduce_sum, gather, mean_rows, rows_before
 from selftaught.data.augment import augment, dino_global, dino_local
 from selftaught.method import EMA, Parts, Player, Progress
@@ -59,6 +60,12 @@ class DINOConfig(EncoderConfig):
     """Share of the training in which the prototypes stay fixed."""
     koleo: float = 0.0
     """Weight of the KoLeo loss on the class tokens of the large crops."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_outside(self, "head_width bottleneck", 1)
+        refuse_outside(self, "local_crops koleo", 0)
+        refuse_outside(self, "centre_momentum ema_start freeze_last_frac", 0, 1)
 
 
 def dino_loss(teacher: Tensor, student: list[Tensor], student_temperature: float) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selftaught.core.config import refuse_outside
 from selftaught.core.errors import ConfigError
 from selftaught.core.launch import deviation
 from selftaught.measure.representation import representation_scores
@@ -37,6 +38,9 @@ class EncoderConfig(TrainConfig):
     weights: str = ""
     """Published weights that a timm backbone starts from: a .safetensors file, or `timm` to let timm take its own from the hub or its cache
     (nothing else is ever downloaded); empty or `random` for random ones."""
+
+    def __post_init__(self) -> None:
+        refuse_outside(self, "image_px patch_px", 1)
 
 
 SETTLE_PICTURES = 4096

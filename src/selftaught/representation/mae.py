@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.core import draws
+from selftaught.core.config import refuse_outside
 from selftaught.core.launch import divisor
 from selftaught.data.augment import augment, plain_view
 from selftaught.measure.score import Score, score_of
@@ -65,6 +66,12 @@ class MAEConfig(EncoderConfig):
     """Share of the training after which that discriminator takes part: adversarial fine-tuning of what paints already."""
     critic_width: int = 32
     """Channels of its first layer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_outside(self, "decoder_width decoder_heads critic_width", 1)
+        refuse_outside(self, "decoder_depth seen_weight critic_weight", 0)
+        refuse_outside(self, "block_prob critic_from", 0, 1)
 
 
 def random_keep(B: int, N: int, mask_frac: float) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,12 @@ import torch
 from torch import Tensor
 
 from selftaught.core import draws
+from selftaught.core.config import refuse_outside
 from selftaught.core.launch import gather, rows_before
 from selftaught.data.augment import augment, simclr_view
 from selftaught.method import Parts, Player, Progress
+from selftaught.nets.timm_vit import TimmViT
+from selftaught.nets.vit import ViT
 from selftaught.representation.encoder import EncoderConfig, EncoderMethod, embedding_health, projector
 
 
@@ -44,6 +47,11 @@ class SimCLRConfig(EncoderConfig):
     """Side of the two views; 0 takes image_px. Smaller views train faster, and a ResNet reads larger pictures afterwards."""
     crop_min: float = 0.2
     """Smallest share of a picture's area that a view shows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_outside(self, "head_width head_out", 1)
+        refuse_outside(self, "rotation view_px", 0)
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
@@ -113,6 +121,8 @@ class SimCLR(EncoderMethod):
         c = config
         self.loss_uniform = math.log(2 * (c.batch_size // c.accumulate) - 1) + c.rotation * math.log(4)
         px = c.view_px or c.image_px
+        if isinstance(self.backbone.net, (ViT, TimmViT)) and px % self.patch_px:
+            raise ValueError(f"view_px must be a multiple of the patches' {self.patch_px} px, got {px}")
         self.view = simclr_view(px, strength=c.strength, scale=(c.crop_min, 1.0))
         self.turned_view = replace(self.view, scale=(max(c.crop_min, 0.4), 1.0))
 
