@@ -20,6 +20,7 @@ from selftaught.core.errors import ConfigError, RunError
 from selftaught.data.arrays import ArraySource
 from selftaught.data.base import Truth
 from selftaught.data.clips import ArrayClips
+from selftaught.evaluate import evaluate
 from selftaught.loading import load, load_method
 from selftaught.registry import load_class
 from selftaught.train import resume, train
@@ -208,6 +209,8 @@ def test_a_run_does_not_go_on_with_other_pictures_unsaid(tmp_path: Path, capsys:
     train("simclr", pixels.copy(), tmp_path / "memory", size="tiny", steps=1, set=SMALL, quiet=True)
     with pytest.raises(RunError, match="other pictures"):
         train("simclr", 255 - pixels, tmp_path / "memory", size="tiny", steps=1, set=SMALL, quiet=True)
+    with pytest.raises(RunError, match="was trained on <ndarray"):
+        evaluate(tmp_path / "memory")
     folder = tmp_path / "photos"
     folder.mkdir()
     for i, picture in enumerate(pixels):
@@ -219,3 +222,14 @@ def test_a_run_does_not_go_on_with_other_pictures_unsaid(tmp_path: Path, capsys:
     Image.fromarray(pixels[0]).save(folder / "one_more.png")
     resume(tmp_path / "run", steps=3)
     assert "no longer those" in capsys.readouterr().out
+
+
+def test_scores_of_a_run_that_cannot_be_written_are_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = structured_noise(24)
+    run = train("simclr", pixels, tmp_path / "run", size="tiny", steps=0, set=SMALL, quiet=True)
+    monkeypatch.setattr("selftaught.evaluate.os.access", lambda path, mode: False)
+    with pytest.raises(RunError, match="cannot be written") as error:
+        evaluate(run, pixels)
+    assert "--json" in error.value.do
+    scores = evaluate(run, pixels, json=tmp_path / "scores.json")
+    assert read_json(tmp_path / "scores.json")["scores"].keys() == scores.keys() and not (run / "scores.json").exists()

@@ -58,6 +58,9 @@ def evaluate(
     """
     check_limit(limit)
     run = Path(os.path.expanduser(run))
+    read_only = os.path.isdir(run) and not os.access(run, os.W_OK)
+    if read_only and json is None:  # said now, not after the scoring
+        raise RunError(f"{run} cannot be written, where the scores would go.", do="Name a file for them: --json FILE.")
     parts = [
         part
         for part in ("features", objects_part(run), "actions")
@@ -67,6 +70,8 @@ def evaluate(
     notes: list[str] = []
     for folder in [run / part for part in parts] or [part_of(run)]:
         saved = read_run(folder)
+        if data is None and saved.data.startswith("<"):
+            raise RunError(f"{folder} was trained on {saved.data}.", do="Give the data to score on.")
         method = load_method(folder)
         opened: EvalData | ClipTest
         if method.reads == "clips":
@@ -85,10 +90,10 @@ def evaluate(
         "notes": notes,
         "scores": {k: s.to_json() for k, s in scores.items()},
     }
-    write_json(run / "scores.json", result)
-    if json is not None:
-        write_json(json, result)
-    if isinstance(opened, EvalData) and "viewpoint" in method.capabilities:
+    for path in (json, None if read_only else run / "scores.json"):
+        if path is not None:
+            write_json(path, result)
+    if isinstance(opened, EvalData) and "viewpoint" in method.capabilities and not read_only:
         from selftaught.solid_report import report_solids
 
         report_solids(run, method, opened, result)

@@ -177,10 +177,11 @@ class Learned:
     def embed(self, images: Any, batch_size: int = 64) -> np.ndarray[Any, Any]:
         """(N, D) float32 vectors; pictures are resized to the square that the network was trained on."""
         provider = self.provider("embed")
+        pictures: Any = images if isinstance(images, Tensor) else as_pixels(images)
         # A part at a time: as float32 all pictures take four times the memory that they came in.
         batches = [
             provider.embed(torch.stack([to_square(x, provider.image_px) for x in as_pictures(part)])).numpy()
-            for part in chunks(images if isinstance(images, Tensor) else as_pixels(images), batch_size)
+            for part in chunks(pictures, batch_size)
         ]
         return np.concatenate(batches) if batches else np.zeros((0, 0), np.float32)
 

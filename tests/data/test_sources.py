@@ -199,6 +199,16 @@ def test_train_and_test_folders_are_official(tmp_path: Path) -> None:
     assert whole.image(2).shape == (9, 12, 3)
 
 
+def test_what_lies_beside_official_splits_is_named(tmp_path: Path) -> None:
+    for name in ("train/a.jpg", "test/b.jpg"):
+        draw(tmp_path / name)
+    assert open_data(tmp_path).notes == []
+    for name in ("loose.jpg", "val/c.jpg"):
+        draw(tmp_path / name)
+    source = open_data(tmp_path)
+    assert source.keys == ["train/a", "test/b"] and source.notes[-1].endswith("left out: loose.jpg, val")
+
+
 def test_official_splits_may_be_in_capitals(tmp_path: Path) -> None:
     for name in ("Train/a.png", "Train/b.png", "VAL/a.png"):
         draw(tmp_path / name)

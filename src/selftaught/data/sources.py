@@ -313,11 +313,11 @@ def _open_folder(root: Path) -> Source:
     train, test = (shards(tars, PARTS[part]) for part in ("train", "test"))
     if train and test:
         parts: dict[str, Source] = {"train": TarSource([root / n for n in train])}
-        return OfficialSplits(name, {**parts, "test": TarSource([root / n for n in test])})
+        return _splits(name, {**parts, "test": TarSource([root / n for n in test])}, entries, {*train, *test})
     for ending, kind in ((".npz", NpzSource), ("", FolderSource)):
         named = split_names(entries, ending)
         if named and (ending or all(entries[n].is_dir() for n in named.values())):
-            return OfficialSplits(name, {part: kind(root / file) for part, file in named.items()})
+            return _splits(name, {part: kind(root / file) for part, file in named.items()}, entries, {*named.values()})
     npz = sorted(n for n in entries if n.endswith(".npz"))
     loose = _holds_pictures(entries)
     if tars and not loose:
@@ -325,6 +325,16 @@ def _open_folder(root: Path) -> Source:
     if len(npz) == 1 and not loose:
         return NpzSource(root / npz[0], name=name)
     return FolderSource(root)
+
+
+def _splits(name: str, parts: dict[str, Source], entries: dict[str, os.DirEntry[str]], taken: set[str]) -> OfficialSplits:
+    """Official parts, with a note of what lies beside them and is left out."""
+    found = OfficialSplits(name, parts)
+    left = sorted(n for n in entries if n not in taken and n != MASKS and _holds_pictures({n: entries[n]}))
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        found.notes.append(f"{name}: beside {' and '.join(sorted(taken)[:2])}, and left out: {', '.join(map(printable, left[:5]))}{more}")
+    return found
 
 
 def _holds_pictures(entries: dict[str, os.DirEntry[str]]) -> bool:
