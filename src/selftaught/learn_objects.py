@@ -22,6 +22,7 @@ import torch
 
 from selftaught.core.config import read_json, write_json
 from selftaught.core.errors import ConfigError, suggest
+from selftaught.core.rows import evenly
 from selftaught.data.cache import ImageSet
 from selftaught.loading import OBJECT_PARTS, load_method, to_square
 from selftaught.measure.choose_masks import PICTURES, choose, measure_masks
@@ -82,7 +83,7 @@ def keep_better(out: Path, images: ImageSet, quiet: bool) -> None:
     """Measure both ways on training pictures, decide, write objects.json and say so; what was decided stays decided."""
     if not (out / "objects.json").exists():
         move = load_method(out / "move")
-        indices = np.unique(np.linspace(0, len(images) - 1, min(PICTURES, len(images))).astype(int))
+        indices = evenly(len(images), PICTURES)
         pictures = images.batch(indices).float() / 255
         measured = {
             name: measure_masks(load_method(out / part), move.given["features"], scene_of(move), pictures)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from selftaught.core.errors import ConfigError, RunError, suggest
+from selftaught.core.rows import evenly
 from selftaught.core.shard import SHARDINGS
 from selftaught.data.cache import ImageSet, build_cache
 from selftaught.data.clip_reader import Want
@@ -40,7 +41,7 @@ def median_px(data: Any, count: int = 50) -> int:
     """Median of the shorter sides of some pictures spread over the data, in pixels; 0 when none of them can be read."""
     source = open_data(data, "train")
     sides = []
-    for i in np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)):
+    for i in evenly(len(source), count):
         try:
             sides.append(min(source.size(int(i))))
         except BadFile:

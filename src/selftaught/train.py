@@ -37,6 +37,7 @@ from selftaught.core.config import digest, from_json, override, read_json, to_js
 from selftaught.core.errors import ConfigError, NumericError, RunError, SelftaughtError
 from selftaught.core.guards import Collapse, NotFinite, RunLock, SignalFlag, check_step, finite, not_finite
 from selftaught.core.record import Recorder
+from selftaught.core.rows import evenly
 from selftaught.core.seeds import batch_indices, seed_all
 from selftaught.core.tune import Plan, choose, describe
 from selftaught.core.undo import Undo
@@ -489,7 +490,7 @@ def draw_pictures(method: Method, images: ImageSet | WindowSet, out: Path, count
     from selftaught.core.atomic import write_bytes
     from selftaught.report.pictures import encode
 
-    indices = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
+    indices = evenly(len(images), count)
     with torch.no_grad():
         for name, picture in method.show(images.batch(indices).float() / 255).items():
             write_bytes(out / "pictures" / f"{name}.png", encode(picture, "png"))

@@ -28,6 +28,7 @@ from selftaught.web.serving import (  # noqa: E402
     Gate,
     Sessions,
     build,
+    hosts_of,
     listening,
     one_thread,
     page_with_policy,
@@ -45,6 +46,11 @@ def client() -> Iterator[TestClient]:
     app = build(worker.submit(Stage.open, SHIPPED).result(), Gate(TOKEN, frozenset({HOST})), worker)
     with TestClient(app, base_url=f"http://{HOST}") as found:
         yield found
+
+
+def test_the_port_of_http_may_be_left_out_and_no_other() -> None:
+    assert Gate(TOKEN, hosts_of(80)).host({"host": "localhost"}) and Gate(TOKEN, hosts_of(80)).host({"host": "127.0.0.1:80"})
+    assert not Gate(TOKEN, hosts_of(8123)).host({"host": "localhost"}) and Gate(TOKEN, hosts_of(8123)).host({"host": HOST})
 
 
 def ws(

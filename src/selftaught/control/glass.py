@@ -35,6 +35,7 @@ from selftaught.control.glass_scores import glass_scores
 from selftaught.control.glass_slow import looks, solid
 from selftaught.core.config import read_json, refuse_outside, write_json
 from selftaught.core.errors import RunError
+from selftaught.core.rows import evenly
 from selftaught.measure.score import Score
 from selftaught.method import Actions, Method, Parsed, Parts, Picture, Played, Player, Progress, TrainConfig, ramp
 from selftaught.nets.video_blocks import Norm
@@ -274,7 +275,7 @@ class GLASS(Method):
                 raise RunError(f"{path} is damaged.", expected='{"share": number between 0 and 1}', do="Remove it; it is made again.")
             self.share.fill_(kept)
             return
-        rows = np.unique(np.linspace(0, len(images) - 1, min(64, len(images))).astype(int))
+        rows = evenly(len(images), 64)
         _, moving = first_teacher(self.scaled(images.batch(rows)), self.config.ground_reach_px, self.config.teach_threshold)
         self.share.fill_(float(moving.mean().clamp(0.01, 0.3)))
         write_json(path, {"share": float(self.share)})

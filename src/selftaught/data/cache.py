@@ -25,6 +25,7 @@ import numpy as np
 
 from selftaught.core.config import FULL, digest, sync_folder
 from selftaught.core.errors import EXIT_DATA, EXIT_DISK, DataError
+from selftaught.core.rows import evenly
 from selftaught.data.base import Source
 from selftaught.data.readers import BadFile
 
@@ -354,7 +355,7 @@ def _all_sizes(sizes: Any, rows: int) -> bool:
 
 def spots(images: np.ndarray) -> list[int]:
     """Return check sums of up to 64 rows spread over the file: they notice pages that a crash left empty."""
-    rows = np.unique(np.linspace(0, len(images) - 1, min(_SPOTS, len(images))).astype(np.int64))
+    rows = evenly(len(images), _SPOTS)
     return [zlib.crc32(np.ascontiguousarray(images[row]).data) for row in rows]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selftaught.core.rows import evenly
 from selftaught.measure.baselines import mask_baselines
 from selftaught.measure.boxes import average_precision, corloc, instance_boxes, largest_component_box
 from selftaught.measure.leak import local_leak
@@ -116,7 +117,7 @@ def masked_pictures(
         data.notes.append("no masks were found, so objects could not be scored")
         return [], []
     masked, fits = list(pixels), max(1, MAX_PIXELS * len(pixels) // sum(pixels.values()))
-    chosen = [masked[k] for k in np.linspace(0, len(masked) - 1, min(len(masked), MAX_PICTURES, fits)).astype(int)]
+    chosen = [masked[k] for k in evenly(len(masked), min(MAX_PICTURES, fits))]
     if len(chosen) < len(masked):
         data.notes.append(f"{len(chosen)} of {len(masked)} pictures with masks were scored, spread over the set")
     return [test.image(i) for i in chosen], [np.asarray(test.mask(i)) for i in chosen]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 import torch
 
+from selftaught.core.rows import evenly
 from selftaught.measure.features import feature_scores, rank_me
 from selftaught.measure.pixels import hog, raw_pixels
 from selftaught.measure.score import Score, jackknife_ci
@@ -108,5 +109,5 @@ class Spread:
 def spread(images: ImageSet, labels: np.ndarray[Any, Any] | None, limit: int) -> tuple[Any, Any]:
     """At most `limit` pictures, of the labelled ones where there are labels, evenly spread over the set, as (pictures, labels)."""
     known = np.arange(len(images)) if labels is None else np.flatnonzero(labels.astype(str) != "")
-    indices = known[np.linspace(0, len(known) - 1, min(limit, len(known))).astype(int)]
+    indices = known[evenly(len(known), limit)]
     return Spread(images, indices), None if labels is None else labels[indices]

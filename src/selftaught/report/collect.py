@@ -14,6 +14,7 @@ from PIL import Image
 
 from selftaught import __version__
 from selftaught.core.config import read_json
+from selftaught.core.rows import evenly
 from selftaught.data.cache import ImageSet
 from selftaught.data.evalset import EvalSet, open_eval
 from selftaught.measure.masks import iou
@@ -104,7 +105,7 @@ def collect(
 
 def found_objects(learned: Learned, test: EvalSet) -> list[FoundObject]:
     """Masks of held-out pictures, with their overlap with the truth at their own size where there is one."""
-    indices = np.linspace(0, len(test) - 1, min(OBJECTS, len(test))).astype(int)
+    indices = evenly(len(test), OBJECTS)
     found = []
     for start in range(0, len(indices), AT_ONCE):
         part = indices[start : start + AT_ONCE]
@@ -133,7 +134,7 @@ def nearest(embedding: Array, pictures: Sequence[Array], queries: int = 8, neigh
     """For a few pictures spread over the set, those with the largest cosine."""
     unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True).clip(min=1e-9)
     rows = []
-    for i in np.linspace(0, len(unit) - 1, min(queries, len(unit))).astype(int):
+    for i in evenly(len(unit), queries):
         cosine = unit @ unit[i]
         cosine[i] = -2
         best = np.argsort(-cosine, kind="stable")[: min(neighbours, len(unit) - 1)]

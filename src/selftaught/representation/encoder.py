@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from selftaught.core.config import refuse_outside
 from selftaught.core.errors import ConfigError
 from selftaught.core.launch import deviation
+from selftaught.core.rows import evenly
 from selftaught.measure.representation import representation_scores
 from selftaught.measure.score import Score
 from selftaught.method import EvalData, Method, Picture, TrainConfig
@@ -95,7 +96,7 @@ class EncoderMethod(Method):
         """Take the whitening's statistics from training pictures spread evenly over the set."""
         if self.whitening is None:
             return
-        chosen = np.unique(np.linspace(0, len(images) - 1, min(SETTLE_PICTURES, len(images))).astype(int))
+        chosen = evenly(len(images), SETTLE_PICTURES)
         device = self.whitening.mean.device
         parts = [self.pooled(images.batch(rows).to(device).float() / 255) for rows in np.array_split(chosen, -(-len(chosen) // 256))]
         self.settle_on(torch.cat(parts))

@@ -29,6 +29,7 @@ from selftaught.core import draws
 from selftaught.core.config import refuse_outside
 from selftaught.core.errors import ConfigError
 from selftaught.core.launch import divisor, gather, mean_rows, rows_before
+from selftaught.core.rows import evenly
 from selftaught.data.augment import color_jitter, crop_resize, hflip, random_resized_crop_params
 from selftaught.measure.mask_scores import segmentation_scores
 from selftaught.measure.score import Score
@@ -377,7 +378,7 @@ class SelfMask(Method):
         """Move 0.5 to where the masks of training pictures cover as much as the pseudo-masks do: noisy targets make soft masks large."""
         if self.pseudo is None:
             raise RuntimeError("begin() makes the pseudo-masks before training")
-        chosen = np.unique(np.linspace(0, len(images) - 1, min(SETTLE_PICTURES, len(images))).astype(int))
+        chosen = evenly(len(images), SETTLE_PICTURES)
         soft = []
         for rows in np.array_split(chosen, -(-len(chosen) // 64)):
             found = self.answer(self.average.module, images.batch(rows).to(self.part.device).float() / 255)

@@ -84,6 +84,12 @@ class Allowance:
         return True
 
 
+def hosts_of(port: int) -> frozenset[str]:
+    """How browsers name this machine; they leave out the port of HTTP itself."""
+    names = ("127.0.0.1", "localhost")
+    return frozenset(f"{name}:{port}" for name in names) | (frozenset(names) if port == 80 else frozenset())
+
+
 class Gate:
     """Who may ask."""
 
@@ -336,7 +342,7 @@ def serve(run: str, *, port: int = 0, browser: bool = False, token: str | None =
     stage = worker.submit(Stage.open, run).result()
     for note in stage.playable.notes:
         print(f"note: {note}")
-    app = build(stage, Gate(token, frozenset({f"127.0.0.1:{port}", f"localhost:{port}"})), worker)
+    app = build(stage, Gate(token, hosts_of(port)), worker)
     address = f"http://127.0.0.1:{port}/?token={token}"
     print(f"play: {address}\n(Ctrl+C ends it)", flush=True)
     if browser:
