@@ -273,6 +273,19 @@ def test_probabilities_are_met() -> None:
     assert float((first_place - 0.25).abs().max()) <= 0.02
 
 
+def test_multi_crop_gives_one_batch_per_view_in_range() -> None:
+    images = torch.randint(0, 256, (6, 3, 40, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    configs = [views.dino_global(32), views.dino_global(32, second=True), *[views.dino_local(16)] * 3]
+    crops = views.multi_crop(images, configs, torch.Generator().manual_seed(1))
+    assert [tuple(crop.shape) for crop in crops] == [(6, 3, 32, 32)] * 2 + [(6, 3, 16, 16)] * 3
+    for crop in crops:
+        assert crop.dtype == torch.float32 and crop.is_contiguous()
+        assert 0.0 <= float(crop.min()) and float(crop.max()) <= 1.0
+    generator = torch.Generator().manual_seed(1)
+    for crop, config in zip(crops, configs, strict=True):
+        assert torch.equal(crop, views.augment(images, config, generator))
+
+
 def test_presets_hold_the_published_values() -> None:
     full = views.simclr_view(224, strength=1.0)
     assert (full.scale, full.gray_prob, full.jitter_prob, full.blur_prob) == ((0.08, 1.0), 0.2, 0.8, 0.5)
@@ -307,6 +320,8 @@ def test_presets_hold_the_published_values() -> None:
 def test_wrong_images_are_refused(images: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         views.augment(images, views.plain_view(8))
+    with pytest.raises(ValueError, match=message):
+        views.multi_crop(images, [views.plain_view(8)])
 
 
 def test_wrong_parameters_are_refused() -> None:

@@ -24,8 +24,6 @@ def test_groupings_do_not_depend_on_names_and_know_chance() -> None:
     assert merged.completeness == pytest.approx(1) and merged.homogeneity < 0.9
     with pytest.raises(ValueError, match="one name per item"):
         act.grouping(LABELS, LABELS[:-1])
-    with pytest.raises(ValueError, match="at least one item"):
-        act.grouping([], [])
 
 
 def test_directions_count_within_45_degrees_where_something_moves() -> None:

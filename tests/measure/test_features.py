@@ -137,6 +137,19 @@ def test_ranks_of_known_matrices() -> None:
     assert f.rank_me(features) == pytest.approx(math.exp(-(share * np.log(share)).sum()), rel=1e-9)
     wide = features[:10]
     assert 1 < f.rank_me(wide) <= 10.001
+    assert f.effective_rank(one + 100) == pytest.approx(1, abs=1e-3), "the mean does not count"
+
+
+def test_alignment_and_uniformity_against_loops() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 30, 5))
+    unit_a = a / np.linalg.norm(a, axis=1, keepdims=True)
+    unit_b = b / np.linalg.norm(b, axis=1, keepdims=True)
+    want_align = np.mean([((x - y) ** 2).sum() for x, y in zip(unit_a, unit_b, strict=True)])
+    pairs = [math.exp(-2 * ((unit_a[i] - unit_a[j]) ** 2).sum()) for i in range(30) for j in range(30) if i != j]
+    assert f.alignment_uniformity(a, b) == pytest.approx((want_align, math.log(np.mean(pairs))), abs=1e-5)
+    same = np.ones((4, 3))
+    assert f.alignment_uniformity(same, same) == pytest.approx((0.0, 0.0), abs=1e-6)
 
 
 def test_raw_pixels_average_areas() -> None:

@@ -8,6 +8,7 @@ The pixels are worked on by `selftaught.data.image_ops`, whose functions can be 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,7 @@ __all__ = [
     "gaussian_blur",
     "grayscale",
     "hflip",
+    "multi_crop",
     "plain_view",
     "random_resized_crop_params",
     "simclr_view",
@@ -216,6 +218,16 @@ def augment(images: Tensor, view: ViewConfig, generator: torch.Generator | None 
     pixels = to_float(images)
     batch, _, height, width = pixels.shape
     return _apply(pixels, view, draw_view(batch, height, width, view, generator))
+
+
+def multi_crop(images: Tensor, views: Sequence[ViewConfig], generator: torch.Generator | None = None) -> list[Tensor]:
+    """Return one batch of random views per config, as `augment` would one after the other (DINO, SwAV).
+
+    Several crops of one size may share a ViewConfig by repeating it. Errors as `augment`.
+    """
+    pixels = to_float(images)
+    batch, _, height, width = pixels.shape
+    return [_apply(pixels, view, draw_view(batch, height, width, view, generator)) for view in views]
 
 
 def apply_view(images: Tensor, view: ViewConfig, params: ViewParams) -> Tensor:

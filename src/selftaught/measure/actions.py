@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from selftaught.measure.pairs import as_array
+from selftaught.measure.clusters import contingency
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,6 @@ class Grouping:
     permuted_nmi: float
     permuted_ami: float
     n: int
-
-
-def contingency(first: Any, second: Any) -> np.ndarray:
-    """(A, B) int64 table: how many items have the a-th name of `first` and the b-th of `second`; ValueError if lengths
-    differ.
-    """
-    a, b = as_array(first).ravel(), as_array(second).ravel()
-    if len(a) != len(b):
-        raise ValueError(f"contingency: expected one name per item in both, got {len(a)} and {len(b)} items")
-    if len(a) == 0:
-        raise ValueError("contingency: expected at least one item, got none")
-    names_a, at_a = np.unique(a, return_inverse=True)
-    names_b, at_b = np.unique(b, return_inverse=True)
-    return np.bincount(at_a * len(names_b) + at_b, minlength=len(names_a) * len(names_b)).reshape(
-        len(names_a), len(names_b)
-    )
 
 
 def grouping(labels: Any, codes: Any, seed: int = 0, rounds: int = 5) -> Grouping:

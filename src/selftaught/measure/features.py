@@ -19,7 +19,9 @@ from selftaught.measure.score import Score, score_of
 
 __all__ = [
     "Probe",
+    "alignment_uniformity",
     "clip_k",
+    "effective_rank",
     "feature_scores",
     "hog",
     "knn_accuracy",
@@ -227,6 +229,15 @@ def _singular_values(array: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0))
 
 
+def _entropy_rank(values: np.ndarray, eps: float) -> float:
+    total = values.sum()
+    if total == 0:
+        return 0.0
+    share = values / total + eps
+    share = share[share > 0]
+    return float(math.exp(-(share * np.log(share)).sum()))
+
+
 def rank_me(features: Any, eps: float = 1e-7) -> float:
     """RankMe: exp of the entropy of the singular values of the (N, D) features, 1 to about min(N, D); 0 if all are
     zero.
@@ -234,11 +245,35 @@ def rank_me(features: Any, eps: float = 1e-7) -> float:
     Garrido et al. 2023, eq. 1 (not centred, eps added to each share). Compares runs of one method and width; N should
     be several times D.
     """
-    values = _singular_values(_features(features, "features").astype(np.float64))
-    if not values.any():
-        return 0.0
-    share = values / values.sum() + eps
-    return float(math.exp(-(share * np.log(share)).sum()))
+    return _entropy_rank(_singular_values(_features(features, "features").astype(np.float64)), eps)
+
+
+def effective_rank(features: Any) -> float:
+    """Effective rank (Roy & Vetterli 2007, eq. 4) of the centred (N, D) features: `rank_me` without the mean and the
+    eps.
+    """
+    array = _features(features, "features").astype(np.float64)
+    return _entropy_rank(_singular_values(array - array.mean(axis=0)), 0.0)
+
+
+def alignment_uniformity(first: Any, second: Any, max_rows: int = 4096) -> tuple[float, float]:
+    """(alignment, uniformity) of two views' (N, D) features, rows made unit length (Wang & Isola 2020, eq. 1 and 2).
+
+    Alignment: mean squared distance of the two views of one picture, 0 to 4, lower is better. Uniformity: log of the
+    mean of exp(-2 d^2) over pairs of different pictures of the first view (the first `max_rows`), at most 0, lower is
+    better.
+    """
+    a, b = normalise(first).astype(np.float64), normalise(second).astype(np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"alignment: expected two views of the same pictures, got {a.shape} and {b.shape}")
+    alignment = float(((a - b) ** 2).sum(axis=1).mean())
+    a = a[:max_rows]
+    if len(a) < 2:
+        return alignment, math.nan
+    length = (a**2).sum(axis=1)
+    distance = np.maximum(length[:, None] + length[None, :] - 2 * a @ a.T, 0)
+    others = np.exp(-2 * distance).sum() - len(a)
+    return alignment, float(np.log(max(others, np.finfo(float).tiny) / (len(a) * (len(a) - 1))))
 
 
 def feature_scores(
