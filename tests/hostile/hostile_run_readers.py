@@ -48,7 +48,10 @@ def fuzz_checkpoint(folder: Path) -> Case:
     collapse = Collapse(10)
     for step in range(25):
         collapse.update(step, {"loss": 1.0 / (step + 1)})
-    state = {"step": 7, "optimizers": {"main": meta}, "collapse": collapse.to_json(), "skips": 0, "verdict": "slow", "reason": "."}
+    state = {
+        "step": 7, "optimizers": {"main": meta}, "collapse": collapse.to_json(), "skips": 0, "verdict": "slow", "reason": ".",
+        "pictures": "a mark",
+    }  # fmt: skip
     whole = checkpoint.save(folder / "whole", 7, {"model": model.state_dict(), "optim.main": tensors}, state)
     good = {path.name: path.read_bytes() for path in whole.iterdir()}
     place = folder / "run" / whole.name
@@ -77,7 +80,10 @@ def fuzz_checkpoint(folder: Path) -> Case:
         if found is None:
             raise RunError("none is good")
         fresh, optimizer = learner()
-        loop = SimpleNamespace(method=fresh, optimizers={"main": optimizer}, collapse=Collapse(10))
+        loop = SimpleNamespace(
+            method=fresh, optimizers={"main": optimizer}, collapse=Collapse(10), pictures="a mark", recorder=SimpleNamespace(say=str),
+            job=SimpleNamespace(out=place, to_json=lambda: {"data": "<array>"}),
+        )  # fmt: skip
         Loop.restore(loop, found)  # type: ignore[arg-type]
         assert all(bool(torch.isfinite(p).all()) for p in fresh.parameters())
 
