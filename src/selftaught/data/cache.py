@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import zlib
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -132,20 +133,20 @@ def kept_or_built(
     return found
 
 
-class Building:
+class Building(ABC):
     """What building a cache of pictures and one of clips have in common."""
 
     folder: Path
     source: Source | ClipSource
     bad: list[tuple[int, str]]
 
+    @abstractmethod
     def run(self, max_bad_frac: float, report: Report | None) -> None:
         """Decode what the journal does not have yet."""
-        raise NotImplementedError
 
+    @abstractmethod
     def index(self) -> dict[str, Any]:
         """What index.json says beside what all caches say."""
-        raise NotImplementedError
 
     def build(self, max_bad_frac: float, report: Report | None, fingerprint: str, folder: Path) -> None:
         """Decode, index and rename; a full disk gets its room back, any other interruption can be continued."""
