@@ -33,13 +33,18 @@ def test_both_losses_are_the_formulas(needs: dict[str, Any], tmp_path: Path) -> 
     method, batch = made(needs, tmp_path, **EXCHANGE)
     shares, onto = batch["shares"], torch.arange(8).roll(1)
     assert 0.1 <= float(shares.min()) < float(shares.max()) <= 0.3
-    loss, _ = method.loss(batch, "discriminator", LATER)
+    loss, told = method.loss(batch, "discriminator", LATER)
     with torch.no_grad():
         mask = ranked(method.net(batch["maps"], batch["pictures"]), shares, 0.1)
         scene = make_scene(batch["pictures"], mask, batch["shift"], needs["inpainter"], onto=onto)
         said = method.judge(torch.cat([getattr(scene, kind) for kind in KINDS]), method.encoder).chunk(4)
         expected = 0.5 * sum(float(unchanged_loss(x, scene.changed()[kind])) for x, kind in zip(said, KINDS, strict=True))
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+    region = scene.changed()["composite"]
+    assert region is not None
+    there = nn.functional.max_pool2d(region, 4) >= 0.5
+    assert 0.02 < float(there.float().mean()) < 0.98, "some places are changed and some are not"
+    assert told["right_composite"] == pytest.approx(float(((said[2] <= 0) == there).float().mean()), abs=1e-6)
     loss, parts = method.loss(batch, "segmenter", LATER)
     with torch.no_grad(), untouched(method.judge):
         fool = float(nn.functional.softplus(-method.judge(scene.composite, method.encoder)).mean())

@@ -157,13 +157,19 @@ class PlaceDiscriminator(nn.Module):
         return self.leave(x)
 
 
-def unchanged_loss(logits: Tensor, changed: Tensor | None) -> Tensor:
-    """Mean cross-entropy of logits (B, 1, h, w), high where unchanged, to where a picture was changed: (B, 1, S, S) in [0, 1], or nowhere.
+def unchanged(logits: Tensor, changed: Tensor | None) -> Tensor:
+    """How far each place of logits (B, 1, h, w) is unchanged, in [0, 1], where (B, 1, S, S) in [0, 1] is changed, or nothing is.
 
     A place is changed as far as the most changed of its pixels.
     """
-    target = torch.ones_like(logits) if changed is None else 1 - nn.functional.adaptive_max_pool2d(changed, logits.shape[-2:])
-    return nn.functional.binary_cross_entropy_with_logits(logits.float(), target.float())
+    if changed is None:
+        return torch.ones_like(logits, dtype=torch.float32)
+    return 1 - nn.functional.adaptive_max_pool2d(changed.float(), logits.shape[-2:])
+
+
+def unchanged_loss(logits: Tensor, changed: Tensor | None) -> Tensor:
+    """Mean cross-entropy of logits (B, 1, h, w), high where unchanged, to `unchanged`."""
+    return nn.functional.binary_cross_entropy_with_logits(logits.float(), unchanged(logits, changed))
 
 
 class RandomProjections(nn.Module):

@@ -32,7 +32,7 @@ from selftaught.measure.mask_scores import segmentation_scores
 from selftaught.measure.score import Score
 from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, Segments, TrainConfig
 from selftaught.nets.bilateral import follow_edges
-from selftaught.nets.discriminators import advance, fooled, hinge_fake, hinge_real, unchanged_loss
+from selftaught.nets.discriminators import advance, fooled, hinge_fake, hinge_real, unchanged, unchanged_loss
 from selftaught.segmentation.cut import centred, overlay
 from selftaught.segmentation.move_nets import IMAGENET, Judge, SegmenterHead, feature_file, frozen_maps
 from selftaught.segmentation.move_scene import (
@@ -361,12 +361,14 @@ class Move(Method):
         # All kinds in one batch: batch norms over one kind alone hide what its pictures have in common, and the loss stays at 2.
         said = self.logits(*(getattr(scene, kind) for kind in KINDS)).chunk(len(KINDS))
         changed = scene.changed()
-        for i, logits in enumerate(said):
+        for i, (kind, logits) in enumerate(zip(KINDS, said, strict=True)):
+            truth: Tensor | bool = i < 2
             if self.judge.kind == "places":
-                total = total + 0.5 * unchanged_loss(logits, changed[KINDS[i]])
+                total = total + 0.5 * unchanged_loss(logits, changed[kind])
+                truth = unchanged(logits, changed[kind]) > 0.5
             else:
                 total = total + 0.5 * (hinge_real(logits) if i < 2 else hinge_fake(logits))
-            right.append(((logits > 0) == (i < 2)).float().mean())
+            right.append(((logits > 0) == truth).float().mean())
         B = len(mask)
         self.right_sum += torch.stack([*right, right[0].new_ones(())]) * B
         return total, {f"right_{kind}": float(x) for kind, x in zip(KINDS, right, strict=True)}
