@@ -28,8 +28,8 @@ from selftaught.train import train
 DATA = "sample:things"
 SETTINGS = [
     "init=none", "anchor_weight=0", "adversarial_weight=1", "least_weight=0", "binary_weight=0", "paste=others", "discriminator=places",
-    "disc_width=24", "disc_px=48", "share_from=0.2", "share_to=0.35", "rim_frac=0.08", "wait_frac=0.4", "lr=5e-4", "disc_lr_frac=2",
-    "jitter=0", "ema=0.99",
+    "disc_width=24", "disc_px=48", "share_from=0.2", "share_to=0.3", "rim_frac=0.08", "wait_frac=0.4", "lr=5e-4", "disc_lr_frac=2",
+    "jitter=0", "ema=0.99", "head_stride=4", "head_shallow=0",
 ]  # fmt: skip
 CONTROLS: dict[str, list[str]] = {
     "nothing moves": ["paste=own", "shift_frac=0"],
