@@ -69,3 +69,28 @@ def test_plain_attention_is_tried_with_channels_last() -> None:
     assert words(plan) == ("fp32", "plain", True)
     assert "fp32, plain attention, channels last 640 ms" in plan.reason
     assert not any(p.attention == "fused" and p.channels_last for p in clock.tried)
+
+
+def test_a_hopeless_precision_is_given_up_after_one_step() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock(patch, bf16=11.0, last=0.8)
+        plan = choose(Hybrid(), clock)
+    assert words(plan) == ("fp32", "fused", True) and "bf16 11000 ms" in plan.reason
+    assert [n for p, n in clock.tried.items() if p.precision == "bf16"] == [1]
+    assert sum(p.precision == "fp32" for p in clock.tried) == 3, "all plans in fp32 are tried as before"
+
+
+def test_short_steps_are_measured_even_when_the_first_one_is_slow() -> None:
+    """The first step of a plan also builds kernels: ten times a few milliseconds says nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock(patch, bf16=0.5)
+        slow_first = iter([1.0, 1.0, 1.0, 20.0])
+        first = clock.__call__
+
+        def step(plan: Plan) -> None:
+            before = clock.now
+            first(plan)
+            clock.now = before + (clock.now - before) * 0.02 * next(slow_first, 1.0)
+
+        plan = choose(nn.Linear(2, 2), step)
+    assert plan.precision == "bf16"

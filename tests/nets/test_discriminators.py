@@ -13,6 +13,7 @@ from selftaught.nets.discriminators import (
     Head,
     PatchDiscriminator,
     PixelDiscriminator,
+    PlaceDiscriminator,
     ProjectedDiscriminator,
     RandomProjections,
     SpectralConv2d,
@@ -20,6 +21,7 @@ from selftaught.nets.discriminators import (
     fooled,
     hinge_fake,
     hinge_real,
+    unchanged_loss,
 )
 
 
@@ -125,7 +127,40 @@ def test_patches_are_judged_alike_wherever_they_are() -> None:
     assert bool((images.grad.abs().amax((0, 1)) > 0).all()), "the border is seen as well"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("kind", ["pixels", "patches", "features"])
+def test_a_place_is_changed_as_far_as_its_most_changed_pixel() -> None:
+    logits = torch.randn(2, 1, 4, 4, generator=generator(9))
+    changed = torch.zeros(2, 1, 16, 16)
+    changed[0, 0, 5, 9], changed[1, 0, 15, 0] = 1.0, 0.25
+    target = np.ones((2, 1, 4, 4))
+    target[0, 0, 1, 2], target[1, 0, 3, 0] = 0.0, 0.75
+    z = logits.double().numpy()
+    by_hand = (np.log1p(np.exp(-z)) * target + np.log1p(np.exp(z)) * (1 - target)).mean()
+    assert float(unchanged_loss(logits, changed)) == pytest.approx(by_hand, rel=1e-6)
+    assert float(unchanged_loss(logits, None)) == pytest.approx(np.log1p(np.exp(-z)).mean(), rel=1e-6)
+
+
+def test_places_learn_where_noise_was_pasted() -> None:
+    torch.manual_seed(0)
+    net = PlaceDiscriminator(6).train()
+    assert net(torch.rand(2, 3, 48, 40)).shape == (2, 1, 12, 10)
+    draw = generator(10)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(80):
+        smooth = nn.functional.interpolate(torch.rand(8, 3, 3, 3, generator=draw), (32, 32), mode="bilinear")
+        changed = torch.zeros(8, 1, 32, 32)
+        for i, (top, left) in enumerate(torch.randint(0, 24, (8, 2), generator=draw).tolist()):
+            changed[i, :, top : top + 8, left : left + 8] = 1
+        pictures = torch.where(changed > 0, torch.rand(8, 3, 32, 32, generator=draw), smooth)
+        logits = net(pictures)
+        loss = unchanged_loss(logits, changed)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    there = nn.functional.adaptive_avg_pool2d(changed, (8, 8))
+    assert float((logits[there == 1] < 0).float().mean()) > 0.9 and float((logits[there == 0] > 0).float().mean()) > 0.8
+
+
+@pytest.mark.parametrize("kind", ["pixels", "patches", "places", "features"])
 def test_noise_is_told_from_smooth_pictures(kind: str) -> None:
     torch.manual_seed(0)
     frozen = nn.ModuleList([nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 10, 3, 2, 1)]).requires_grad_(False)
@@ -134,7 +169,7 @@ def test_noise_is_told_from_smooth_pictures(kind: str) -> None:
         first = frozen[0](x).relu()
         return [first, frozen[1](first).relu()]
 
-    on_pixels = {"pixels": PixelDiscriminator, "patches": PatchDiscriminator}
+    on_pixels = {"pixels": PixelDiscriminator, "patches": PatchDiscriminator, "places": PlaceDiscriminator}
     net: Any = on_pixels[kind](4) if kind in on_pixels else ProjectedDiscriminator((6, 10), (16, 8), 8)
 
     def judge(x: Tensor) -> Tensor:

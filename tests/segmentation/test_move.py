@@ -233,7 +233,7 @@ def test_the_discriminator_sees_what_all_fakes_of_a_batch_have_in_common(needs: 
     method.judge.net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 1))
     bright = batch["pictures"] * 0.5 + 0.4
     scene = Scene(bright, bright, bright - 0.4, bright - 0.4, bright, bright[:, :1], bright[:, :1])
-    method.scene = lambda *_: scene  # type: ignore[method-assign]
+    method.scene = lambda *_, **__: scene  # type: ignore[method-assign]
     optimizer = method.players()["discriminator"].build_optimizer()
     for group in optimizer.param_groups:
         group["lr"] = 3e-2
@@ -252,6 +252,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"discriminator": "patches"}, {"discriminator": "imagenet", "disc_px": 64}, {"layer": "penultimate"}, {"init": "none"},
     {"init": "tokencut"}, {"init": "cut"},
     {"anchor_weight": 0.5}, {"crop_min": 0.9}, {"cache_mb": 0}, {"disc_px": 16}, {"disc_enlarge": True}, {"head_shallow": 4},
+    {"paste": "others"}, {"discriminator": "places"}, {"wait_frac": 0.5}, {"share_from": 0.1, "share_to": 0.3, "rim_frac": 0.1},
     {"head_stride": 2}, {"most_area": 0.3, "most_weight": 1.0}, {"gate": 0.5}, {"head_reduce": 0}, {"refine": "bilateral"}, {"ema": 0.0},
 ]  # fmt: skip
 

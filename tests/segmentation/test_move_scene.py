@@ -15,7 +15,9 @@ from selftaught.segmentation.move_scene import (
     binary_loss,
     draw_shift,
     holes,
+    like_rim,
     make_scene,
+    ranked,
     recolour,
     separation,
     shift,
@@ -224,3 +226,53 @@ def test_the_object_score_is_the_explained_variance() -> None:
     assert float(separation(two, half)) == pytest.approx(1.0, abs=1e-5), "the mask explains everything"
     assert float(separation(torch.ones(1, 2, 4, 4), half)) == 0, "a flat picture has no object"
     assert float(separation(two, torch.zeros(1, 4, 4))) == 0 == float(separation(two, torch.ones(1, 4, 4)))
+
+
+def test_what_is_pasted_onto_others_is_the_formula() -> None:
+    pictures, mask, by = pictures_and_mask()
+    onto = torch.tensor([2, 0, 1])
+    scene = make_scene(pictures, mask, by, Grey(), masked_encoder=False, tiles=False, onto=onto)
+    canvas, theirs = pictures[onto], mask[onto]
+    moved, pasted = shift(mask, by), shift(like_rim(pictures, canvas), by)
+    hole = union(theirs, moved)
+    tiles = holes(hole, 4)
+    ground = (tiles * 0.5 + (1 - tiles) * canvas) * hole + canvas * (1 - hole)
+    expected = {
+        "picture": canvas, "mask": theirs, "moved": moved, "background": ground, "unshifted": canvas * theirs + ground * (1 - theirs),
+        "composite": pasted * moved + ground * (1 - moved), "copied": pasted * moved + canvas * (1 - moved),
+    }  # fmt: skip
+    for name, value in expected.items():
+        torch.testing.assert_close(getattr(scene, name), value, msg=name)
+    changed = scene.changed()
+    assert changed["picture"] is changed["unshifted"] is None
+    assert changed["composite"] is not None and torch.equal(changed["composite"], hole) and changed["copied"] is scene.moved
+
+
+def test_colours_of_the_rim_become_those_of_the_other_rim() -> None:
+    pictures = 0.3 + 0.2 * torch.rand(2, 3, 16, 16, generator=generator(5))
+    canvas = 0.4 + 0.1 * torch.rand(2, 3, 16, 16, generator=generator(6))
+    found = like_rim(pictures, canvas, 0.125)
+    rim = torch.ones(16, 16, dtype=torch.bool)
+    rim[2:-2, 2:-2] = False
+    for measure in (torch.mean, torch.std):
+        torch.testing.assert_close(measure(found[:, :, rim], 2), measure(canvas[:, :, rim], 2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(like_rim(pictures, pictures), pictures)
+    flat = like_rim(torch.full((1, 3, 16, 16), 0.2), canvas[:1])
+    assert bool(flat.isfinite().all()) and float(flat.std((2, 3)).max()) < 1e-6, "a flat picture stays flat, in the other's colour"
+
+
+def test_ranked_masks_hold_the_largest_logits_up_to_their_share() -> None:
+    logits = torch.randn(3, 1, 20, 20, generator=generator(7)).mul(4).requires_grad_()
+    shares = torch.tensor([0.1, 0.25, 0.4])
+    found = ranked(logits, shares, rim_frac=0.1)
+    inside = found > 0.5
+    np.testing.assert_allclose(inside.float().mean((1, 2, 3)).numpy(), shares.numpy(), atol=1 / 400)
+    assert float((found[:, :, :2].sum() + found[..., -2:].sum()).detach()) == 0, "nothing in the rim"
+    inner, kept = logits.detach()[:, 0, 2:-2, 2:-2], inside[:, 0, 2:-2, 2:-2]
+    assert all(float(z[k].min()) >= float(z[~k].max()) for z, k in zip(inner, kept, strict=True))
+    torch.testing.assert_close(ranked(5 * logits + 3, shares, 0.1), found, msg="neither scale nor offset of the logits counts")
+    torch.testing.assert_close(ranked(logits, 0.25, 0.1)[1], found[1])
+    (gradient,) = torch.autograd.grad((found * torch.rand_like(found)).sum(), logits)
+    assert float(gradient.abs().sum()) > 0 and float(gradient[:, :, :2].abs().sum()) == 0
+    flat = ranked(torch.zeros(1, 1, 20, 20), 0.2, 0.1)
+    assert bool(flat.isfinite().all())

@@ -15,6 +15,8 @@ from selftaught.core.shard import is_sharded
 from selftaught.nets.vit import Attention
 
 M = TypeVar("M", bound=nn.Module)
+HOPELESS = 8.0
+"""A plan whose first step takes this many times the best one's, and more than a second, is not measured further."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def candidates(module: nn.Module) -> list[Plan]:
 def choose(module: nn.Module, step: Callable[[Plan], None], repeats: int = 2) -> Plan:
     """Measure a step under the plans and keep the fastest; bf16 must win by a tenth to be taken.
 
-    Channels last is tried, in each precision, with the attention that was the faster one there: six trials at most, not eight.
+    Channels last is tried, in each precision, with the attention that was the faster one there: six trials at most, not eight. Where
+    bf16 is hopelessly slow (processors that only emulate it take ten times as long), one step says so, and its other plans are left out.
 
     Args:
         module: what the step trains; set to each plan in turn.
@@ -76,11 +79,18 @@ def choose(module: nn.Module, step: Callable[[Plan], None], repeats: int = 2) ->
         repeats: timed calls per plan after one to warm up; the quickest counts.
     """
     seconds: dict[Plan, float] = {}
+    hopeless: set[str] = set()
     for plan in candidates(module):
-        if plan.channels_last and any(_attention_lost(plan, other, seconds) for other in seconds):
+        if plan.precision in hopeless or (plan.channels_last and any(_attention_lost(plan, other, seconds) for other in seconds)):
             continue
         plan.apply(module)
+        begin = time.perf_counter()
         step(plan)
+        times = [slowest(time.perf_counter() - begin)]
+        if seconds and times[0] > max(HOPELESS * min(seconds.values()), 1.0):
+            seconds[plan] = times[0]
+            hopeless |= {plan.precision} - {"fp32"}
+            continue
         times = []
         for _ in range(repeats):
             begin = time.perf_counter()

@@ -32,7 +32,7 @@ from selftaught.measure.mask_scores import segmentation_scores
 from selftaught.measure.score import Score
 from selftaught.method import EMA, EvalData, Method, Parts, Picture, Player, Progress, Segments, TrainConfig
 from selftaught.nets.bilateral import follow_edges
-from selftaught.nets.discriminators import advance, fooled, hinge_fake, hinge_real
+from selftaught.nets.discriminators import advance, fooled, hinge_fake, hinge_real, unchanged, unchanged_loss
 from selftaught.segmentation.cut import centred, overlay
 from selftaught.segmentation.move_nets import IMAGENET, Judge, SegmenterHead, feature_file, frozen_maps
 from selftaught.segmentation.move_scene import (
@@ -41,6 +41,7 @@ from selftaught.segmentation.move_scene import (
     binary_loss,
     draw_shift,
     make_scene,
+    ranked,
     recolour,
     separation,
     three_scales,
@@ -81,9 +82,12 @@ class MoveConfig(TrainConfig):
     """The inpainter's encoder does not see what it is to fill; otherwise only its decoder does not."""
     soft_inpainting: bool = True
     """Let gradients through the inpainting reach the mask; otherwise they come through the pasting alone."""
-    discriminator: Literal["features", "pixels", "patches", "imagenet"] = "features"
-    """What the discriminator reads: our own frozen features, pixels (`patches`: without knowing where in the picture they are), or a
-    network trained with the labels of ImageNet."""
+    paste: Literal["own", "others"] = "own"
+    """Onto which ground objects are pasted: that of their own picture, moved (the paper's), or that of another picture of the batch,
+    on which ground that comes along shows."""
+    discriminator: Literal["features", "pixels", "patches", "places", "imagenet"] = "features"
+    """What the discriminator reads: our own frozen features, pixels (`patches`: without knowing where in the picture they are, `places`:
+    told of each place whether it was changed), or a network trained with the labels of ImageNet."""
     imagenet_weights: str = ""
     """File of weights for `discriminator=imagenet`, or `timm`; empty for random ones."""
     disc_width: int = 64
@@ -98,6 +102,8 @@ class MoveConfig(TrainConfig):
     """Strength of random colours before the discriminator; 1 is DiffAugment's."""
     gate: float = 0.0
     """The segmenter does not learn while the discriminator is right less often than this (0.5 is chance); 0 always learns."""
+    wait_frac: float = 0.0
+    """Share of the training in which the segmenter waits and the discriminator alone learns."""
     adversarial_weight: float = 1.0
     """Weight of looking real."""
     least_area: float = 0.05
@@ -108,6 +114,13 @@ class MoveConfig(TrainConfig):
     """Share of the picture above which a mask is too large."""
     most_weight: float = 0.0
     """Weight of the loss on masks that are too large, relative to that on too small ones."""
+    share_from: float = 0.0
+    """Smallest share of the picture that masks cover when `share_to` is above 0."""
+    share_to: float = 0.0
+    """Masks cover a share of the picture that is drawn at each step from `share_from` to this one, and the middle of the two in use: the
+    places with the largest logits. 0 leaves their size to the segmenter."""
+    rim_frac: float = 0.0
+    """With `share_to`: width of the rim in which no mask lies, as a share of the side."""
     binary_weight: float = 12.5
     """Weight of the loss on values that are neither 0 nor 1."""
     binary_ramp_frac: float = 0.2
@@ -131,9 +144,11 @@ class MoveConfig(TrainConfig):
 
 
     def __post_init__(self) -> None:
-        shares = (self.gate, self.least_area, self.most_area, self.binary_ramp_frac, self.init_frac, self.object_from)
+        shares = (self.gate, self.least_area, self.most_area, self.binary_ramp_frac, self.init_frac, self.object_from, self.wait_frac)
         if not all(0 <= share <= 1 for share in shares):
-            raise ValueError("gate, least_area, most_area, binary_ramp_frac, init_frac and object_from must be from 0 to 1")
+            raise ValueError("gate, least_area, most_area, binary_ramp_frac, init_frac, object_from and wait_frac must be from 0 to 1")
+        if not (0 <= self.share_from < 1 and 0 <= self.share_to < 1 and 0 <= self.rim_frac < 0.5):
+            raise ValueError("share_from and share_to must be at least 0 and below 1, rim_frac at least 0 and below 0.5")
         if not (0 < self.crop_min <= 1 and 0 <= self.shift_frac < 1 and 0 <= self.ema < 1):
             raise ValueError("crop_min must be above 0 and at most 1, shift_frac and ema at least 0 and below 1")
         if min(self.adversarial_weight, self.least_weight, self.most_weight, self.binary_weight, self.anchor_weight, self.jitter) < 0:
@@ -213,6 +228,8 @@ class Move(Method):
                     f"move works at {c.image_px} px, its {name} was learned at {need.image_px} px.",
                     do=f"--set image_px={need.image_px}, and needs of one size",
                 )
+        if c.share_to and not 0 < c.share_from <= c.share_to < (1 - 2 * c.rim_frac) ** 2:
+            raise ValueError("share_from must be above 0 and at most share_to, and share_to less than rim_frac leaves of the picture")
         if c.anchor_weight and c.init == "none":
             raise ValueError("anchor_weight needs masks to hold to: init must be cut or tokencut")
         # A copy inside of the module, so that the segmenter can be exported as one network.
@@ -299,6 +316,8 @@ class Move(Method):
             if pseudo is not None:
                 pseudo = crop_resize(resize(pseudo, (S, S)).expand(-1, 3, -1, -1), boxes, S)[:, :1]
         batch = {"pictures": mirrored(pictures, flips), "shift": by}
+        if c.share_to:
+            batch["shares"] = c.share_from + (c.share_to - c.share_from) * draws.rand(B).to(images.device)
         if pseudo is not None:
             batch["pseudo"] = mirrored(resize(pseudo, (S, S)), flips)
         if self.cached is None:
@@ -308,13 +327,21 @@ class Move(Method):
             batch["maps"] = mirrored(kept, flips)
         return batch
 
-    def scene(self, pictures: Tensor, mask: Tensor, by: Tensor) -> Scene:
-        """What is made of pictures and masks under the config."""
+    def scene(self, pictures: Tensor, mask: Tensor, by: Tensor, exchange: bool = False) -> Scene:
+        """What is made of pictures and masks under the config; with `exchange` each object is pasted where `paste` says."""
         c = self.config
+        onto = torch.arange(len(mask), device=mask.device).roll(1) if exchange and c.paste == "others" else None
         return make_scene(
             pictures, mask, by, self.inpainter, copy_real=c.copy_real, masked_encoder=c.masked_encoder, soft=c.soft_inpainting,
-            tiles=c.hole == "tiles",
+            tiles=c.hole == "tiles", onto=onto,
         )  # fmt: skip
+
+    def masks(self, logits: Tensor, shares: Tensor | None = None) -> Tensor:
+        """(B, 1, S, S) logits to soft masks; with `share_to` those that cover given (B,) shares of the picture, or the middle share."""
+        c = self.config
+        if not c.share_to:
+            return logits.sigmoid()
+        return ranked(logits, (c.share_from + c.share_to) / 2 if shares is None else shares, c.rim_frac)
 
     def logits(self, *kinds: Tensor) -> Tensor:
         """What the discriminator says of kinds of pictures, each (B, 3, S, S) and under random colours of its own, one after the other."""
@@ -326,16 +353,22 @@ class Move(Method):
         return self.segmenter_loss(batch, progress)
 
     def discriminator_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Parts]:
-        """Hinge losses, mean over the two real kinds plus mean over the two fakes."""
+        """Mean over the two real kinds plus mean over the two fakes, of hinge losses or, place by place, of cross-entropies."""
         with torch.no_grad():
-            mask = self.net(batch["maps"], batch["pictures"]).sigmoid()
-            scene = self.scene(batch["pictures"], mask, batch["shift"])
+            mask = self.masks(self.net(batch["maps"], batch["pictures"]), batch.get("shares"))
+            scene = self.scene(batch["pictures"], mask, batch["shift"], exchange=True)
         total, right = mask.new_zeros(()), []
         # All kinds in one batch: batch norms over one kind alone hide what its pictures have in common, and the loss stays at 2.
         said = self.logits(*(getattr(scene, kind) for kind in KINDS)).chunk(len(KINDS))
-        for i, logits in enumerate(said):
-            total = total + 0.5 * (hinge_real(logits) if i < 2 else hinge_fake(logits))
-            right.append(((logits > 0) == (i < 2)).float().mean())
+        changed = scene.changed()
+        for i, (kind, logits) in enumerate(zip(KINDS, said, strict=True)):
+            truth: Tensor | bool = i < 2
+            if self.judge.kind == "places":
+                total = total + 0.5 * unchanged_loss(logits, changed[kind])
+                truth = unchanged(logits, changed[kind]) > 0.5
+            else:
+                total = total + 0.5 * (hinge_real(logits) if i < 2 else hinge_fake(logits))
+            right.append(((logits > 0) == truth).float().mean())
         B = len(mask)
         self.right_sum += torch.stack([*right, right[0].new_ones(())]) * B
         return total, {f"right_{kind}": float(x) for kind, x in zip(KINDS, right, strict=True)}
@@ -345,7 +378,7 @@ class Move(Method):
         c = self.config
         self.resting = []
         logits = self.net(batch["maps"], batch["pictures"])
-        mask = logits.sigmoid()
+        mask = self.masks(logits, batch.get("shares"))
         with torch.no_grad():
             parts = {"area_frac": float(mask.mean()), "unsure_frac": float(((mask > 0.1) & (mask < 0.9)).float().mean())}
         first = c.init != "none" and progress.frac < c.init_frac
@@ -355,10 +388,14 @@ class Move(Method):
             parts["imitation"] = float(held.detach())
         if first:
             return held, parts
-        scene = self.scene(batch["pictures"], mask, batch["shift"])
+        if progress.frac < c.wait_frac:
+            self.resting = [p.detach().clone() for p in self.net.parameters()]
+            return logits.sum() * 0.0, parts | {"open": 0.0}
+        scene = self.scene(batch["pictures"], mask, batch["shift"], exchange=True)
         with untouched(self.judge):
-            fool = fooled(self.logits(scene.composite))
-        begun = c.init_frac if c.init != "none" else 0.0
+            said = self.logits(scene.composite)
+            fool = unchanged_loss(said, None) if self.judge.kind == "places" else fooled(said)
+        begun = max(c.init_frac if c.init != "none" else 0.0, c.wait_frac)
         ramp = min((progress.frac - begun) / max(c.binary_ramp_frac, 1e-9), 1.0)
         scales = three_scales(scene.moved, int(self.inpainter.patch_px))
         area = sum((area_loss(m, c.least_area, c.most_area, c.most_weight) for m in scales), mask.new_zeros(()))
@@ -396,7 +433,7 @@ class Move(Method):
         was_training = net.training
         net.eval()
         maps = self.maps(square)
-        mask = net(maps, square).sigmoid()[:, 0]
+        mask = self.masks(net(maps, square))[:, 0]
         net.train(was_training)
         coarse = nn.functional.adaptive_avg_pool2d(mask[:, None], (maps.shape[-2], maps.shape[-1]))[:, 0]
         sure = mask.flatten(1).amax(1) - mask.flatten(1).amin(1)
@@ -443,7 +480,7 @@ class Move(Method):
         images = images[:12]
         mask = self.answer(images)[0]
         by = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]])[torch.arange(len(images)) % 4]
-        scene = self.scene(images, mask[:, None], by * round(self.config.shift_frac * self.image_px))
+        scene = self.scene(images, mask[:, None], by * round(self.config.shift_frac * self.image_px), exchange=True)
         masked = torch.stack([overlay(x, m) for x, m in zip(images, mask, strict=True)])
         rows = [images, masked, scene.background, scene.composite, scene.copied]
         sheet = torch.cat([torch.cat(list(row), 2) for row in rows], 1)

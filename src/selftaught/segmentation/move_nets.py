@@ -11,12 +11,19 @@ from torch import Tensor, nn
 
 from selftaught.core.atomic import replacing
 from selftaught.data.npy import read_kept
-from selftaught.nets.discriminators import PatchDiscriminator, PixelDiscriminator, ProjectedDiscriminator
+from selftaught.nets.discriminators import (
+    PatchDiscriminator,
+    PixelDiscriminator,
+    PlaceDiscriminator,
+    ProjectedDiscriminator,
+)
 from selftaught.segmentation.border import colour_contrast, feature_contrast
 
 IMAGENET = "tf_efficientnet_lite0"
 """The network that the published discriminator reads its features from; learned with the labels of ImageNet."""
-ON_PIXELS: dict[str, type[PixelDiscriminator] | type[PatchDiscriminator]] = {"pixels": PixelDiscriminator, "patches": PatchDiscriminator}
+ON_PIXELS: dict[str, type[PixelDiscriminator] | type[PatchDiscriminator] | type[PlaceDiscriminator]] = {
+    "pixels": PixelDiscriminator, "patches": PatchDiscriminator, "places": PlaceDiscriminator
+}  # fmt: skip
 
 
 def block(channels: int, out: int, bias: bool = True) -> nn.Sequential:

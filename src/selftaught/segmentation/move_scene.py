@@ -40,6 +40,44 @@ def holes(region: Tensor, patch_px: int) -> Tensor:
     return nn.functional.interpolate(nn.functional.max_pool2d(region, patch_px), scale_factor=patch_px, mode="nearest")
 
 
+def like_rim(pictures: Tensor, canvas: Tensor, rim_frac: float = 0.125) -> Tensor:
+    """Pictures (B, 3, S, S) whose rims have the mean and the deviation of each colour that the rims of `canvas` have; clipped to [0, 1].
+
+    What was photographed together shares its light (Reinhard et al., "Color Transfer between Images", 2001); without this a
+    discriminator sees that the colours of what was pasted are strange, whatever the mask. The deviation changes by a factor of 3 at most.
+    """
+    width = max(round(rim_frac * pictures.shape[-1]), 1)
+    rim = torch.ones(pictures.shape[-2:], dtype=torch.bool, device=pictures.device)
+    rim[width:-width, width:-width] = False
+    (mean, std), (to, to_std) = ((x[:, :, rim].mean(2)[..., None, None], x[:, :, rim].std(2)[..., None, None]) for x in (pictures, canvas))
+    return ((pictures - mean) * (to_std / std.clamp(min=0.02)).clamp(1 / 3, 3) + to).clamp(0, 1)
+
+
+def ranked(logits: Tensor, shares: Tensor | float, rim_frac: float = 0.0, sharpness: float = 5.0) -> Tensor:
+    """Masks (B, 1, S, S) that hold the largest of their logits (B, 1, S, S), up to a given share of the picture, soft at their rims.
+
+    m = sigmoid(sharpness (z - z_k)), z the logits in units of their deviation, z_k the last of them that is inside. So masks can neither
+    shrink nor grow nor become grey to look real: all that is left to learn is which places come first.
+
+    Args:
+        shares: (B,) or one number, the share of the picture, from 0 to 1.
+        rim_frac: width of the rim, as a share of the side, in which no mask lies. What is pasted there has few seams.
+    """
+    B, _, H, W = logits.shape
+    width = round(rim_frac * W)
+    inner = logits[:, :, width : H - width, width : W - width]
+    z = (inner - inner.mean((1, 2, 3), keepdim=True)) / inner.std((1, 2, 3), keepdim=True).clamp(min=0.1)
+    falling = z.detach().flatten(1).sort(1, descending=True)[0]
+    if isinstance(shares, Tensor):
+        last = (shares.to(z.device) * (H * W)).long().clamp(0, falling.shape[1] - 1)
+        level = falling.gather(1, last[:, None])
+    else:
+        last_of_all = min(int(shares * H * W), falling.shape[1] - 1)
+        level = falling[:, last_of_all : last_of_all + 1]
+    mask = ((z - level[:, :, None, None]) * sharpness).sigmoid()
+    return nn.functional.pad(mask, (width,) * 4)
+
+
 @dataclass
 class Scene:
     """The pictures of one step, each (B, 3, S, S) in [0, 1]; masks are (B, 1, S, S)."""
@@ -54,17 +92,24 @@ class Scene:
     """A fake: the object pasted a second time beside itself."""
     background: Tensor
     mask: Tensor
+    """Of `picture`."""
     moved: Tensor
+    """Of what was pasted."""
+
+    def changed(self) -> dict[str, Tensor | None]:
+        """Kind -> where it is not the picture that it is made of, (B, 1, S, S) in [0, 1]; None for what counts as real."""
+        return {"picture": None, "unshifted": None, "composite": union(self.mask, self.moved), "copied": self.moved}
 
 
 def make_scene(
     pictures: Tensor, mask: Tensor, by: Tensor, inpainter: Any, *, copy_real: bool = True, masked_encoder: bool = True,
-    soft: bool = True, tiles: bool = True,
+    soft: bool = True, tiles: bool = True, onto: Tensor | None = None,
 ) -> Scene:  # fmt: skip
     """Cut, move, fill and paste (MOVE, section 3).
 
     x_d = shift(x), m_d = shift(m), u = 1 - (1 - m)(1 - m_d), b = what the inpainter paints for u,
     composite = x_d m_d + b (1 - m_d), unshifted = x m + b (1 - m), copied = x_d m_d + x (1 - m_d).
+    With `onto` x_d and m_d are those of another picture, whose colours were brought to those of x.
 
     Args:
         pictures: (B, 3, S, S) in [0, 1].
@@ -76,10 +121,16 @@ def make_scene(
             traces of the inpainter tell nothing.
         masked_encoder: the inpainter's encoder does not see what it is to fill.
         soft: gradients go through the inpainting as well; otherwise only through the pasting.
+        onto: (B,) for each object the number of the picture that it is pasted onto, each once; None pastes it onto its own.
         tiles: h is the largest value of u in each tile; otherwise h is u itself. A mask that misses less than a tile of the object
             leaves nothing of it behind when whole tiles are painted, and looks as real as the whole object.
     """
-    moved, shifted = shift(mask, by), shift(pictures, by)
+    moved = shift(mask, by)
+    if onto is None:
+        shifted = shift(pictures, by)
+    else:
+        source, pictures, mask = pictures, pictures[onto], mask[onto]
+        shifted = shift(like_rim(source, pictures), by)
     region = union(mask, moved)
     region = region if soft else (region.detach() > 0.5).to(region.dtype)
     painted = inpainter.inpaint(pictures, region[:, 0], masked_encoder=masked_encoder).to(pictures.dtype)
