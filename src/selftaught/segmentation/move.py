@@ -8,6 +8,7 @@ Differs: the published discriminator reads a network that was trained with the l
 features as the segmenter (`discriminator=imagenet` is the published one, and says so). Real pixels are kept outside of the hole and the
 inpainter's encoder does not see what it is to fill (`copy_real`, `masked_encoder`; the paper's choices are options, and those of size
 `paper`). `init=cut` starts from masks that contrast to the rim or TokenCut give. A score says whether there is an object.
+`paste=others` pastes onto other pictures, where ground that comes along shows; `discriminator=places` is told where; `share_to` ranks places.
 Cost: two players; a step needs the inpainter once per player (three times with `copy_real=false`), the discriminator's features four times
 for its own step and once, with gradient, for the segmenter's.
 """
@@ -83,8 +84,8 @@ class MoveConfig(TrainConfig):
     soft_inpainting: bool = True
     """Let gradients through the inpainting reach the mask; otherwise they come through the pasting alone."""
     paste: Literal["own", "others"] = "own"
-    """Onto which ground objects are pasted: that of their own picture, moved (the paper's), or that of another picture of the batch,
-    on which ground that comes along shows."""
+    """Onto which ground objects are pasted: that of their own picture, moved (the paper's), or that of another picture of the batch (of its
+    piece, with `accumulate` or several processes), on which ground that comes along shows."""
     discriminator: Literal["features", "pixels", "patches", "places", "imagenet"] = "features"
     """What the discriminator reads: our own frozen features, pixels (`patches`: without knowing where in the picture they are, `places`:
     told of each place whether it was changed), or a network trained with the labels of ImageNet."""
