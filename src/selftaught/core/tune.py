@@ -16,7 +16,7 @@ from selftaught.nets.vit import Attention
 
 M = TypeVar("M", bound=nn.Module)
 HOPELESS = 8.0
-"""A plan whose first step takes this many times the best one's, and more than a second, is not measured further."""
+"""bf16 that takes this many times as long as the best plan, and more than a second, is tried no further."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def choose(module: nn.Module, step: Callable[[Plan], None], repeats: int = 2) ->
     """Measure a step under the plans and keep the fastest; bf16 must win by a tenth to be taken.
 
     Channels last is tried, in each precision, with the attention that was the faster one there: six trials at most, not eight. Where
-    bf16 is hopelessly slow (processors that only emulate it take ten times as long), one step says so, and its other plans are left out.
+    bf16 is hopelessly slow (processors that only emulate it take ten times as long), its other plans are left out.
 
     Args:
         module: what the step trains; set to each plan in turn.
@@ -84,13 +84,7 @@ def choose(module: nn.Module, step: Callable[[Plan], None], repeats: int = 2) ->
         if plan.precision in hopeless or (plan.channels_last and any(_attention_lost(plan, other, seconds) for other in seconds)):
             continue
         plan.apply(module)
-        begin = time.perf_counter()
         step(plan)
-        times = [slowest(time.perf_counter() - begin)]
-        if seconds and times[0] > max(HOPELESS * min(seconds.values()), 1.0):
-            seconds[plan] = times[0]
-            hopeless |= {plan.precision} - {"fp32"}
-            continue
         times = []
         for _ in range(repeats):
             begin = time.perf_counter()
@@ -99,6 +93,9 @@ def choose(module: nn.Module, step: Callable[[Plan], None], repeats: int = 2) ->
             if seconds and times[-1] > 2 * min(seconds.values()):
                 break
         seconds[plan] = min(times)
+        # Not the step to warm up: on GPUs it also loads kernels, which may take seconds.
+        if seconds[plan] > max(HOPELESS * min(seconds.values()), 1.0):
+            hopeless |= {plan.precision} - {"fp32"}
     best_fp32 = min((p for p in seconds if p.precision == "fp32"), key=lambda p: seconds[p])
     best = min(seconds, key=lambda p: seconds[p])
     if best.precision == "bf16" and seconds[best] > 0.9 * seconds[best_fp32]:

@@ -63,7 +63,7 @@ def ranked(logits: Tensor, shares: Tensor | float, rim_frac: float = 0.0, sharpn
         shares: (B,) or one number, the share of the picture, from 0 to 1.
         rim_frac: width of the rim, as a share of the side, in which no mask lies. What is pasted there has few seams.
     """
-    B, _, H, W = logits.shape
+    H, W = logits.shape[-2:]
     width = round(rim_frac * W)
     inner = logits[:, :, width : H - width, width : W - width]
     z = (inner - inner.mean((1, 2, 3), keepdim=True)) / inner.std((1, 2, 3), keepdim=True).clamp(min=0.1)
