@@ -1,15 +1,14 @@
 """MOVE on sample:things: seeds, SelfMask on its masks, detectors on its boxes, and what it comes to without its parts.
 
-    python benchmarks/move.py --features RUN [RUN ...] --inpainter RUN --runs FOLDER [--controls NAME ...] [--limit 400] [--no-boxes]
-                              [--data DATA --name NAME] [--controls-only]
+    python benchmarks/move.py --features RUN [RUN ...] --inpainter RUN --runs FOLDER [--seeds 3] [--only NAME ...] [--limit 400]
+                              [--data DATA --name NAME] [--set NAME=VALUE ...] [--file move]
 
-One run of `simclr` at 96 px per seed (`selftaught learn` makes them), one inpainter for all (trained here when it is missing).
-Each seed trains `move`, then `selfmask` with `teacher=run` on it, then `cad` on its largest boxes and on all of them (Multi). The
-controls train `move` with half the steps on the first features; `half the steps` is what to compare them with. Runs that are there
-are kept, and rows of other data. --controls-only with --name trains and compares the controls alone, for features and an inpainter
-that are not those of the other rows: the row's values are those of `half the steps`. Data without masks are trained and not scored:
-look at them with benchmarks/objects.py --sheet.
-Writes benchmarks/results/move.json, and the detectors' rows for their page into cad.json.
+Runs of `simclr` at 96 px, one per seed or one for all, and one inpainter for all; sample:things trains what is missing. Each seed trains
+`move`, then `selfmask` with `teacher=run` on it, then `cad` on its largest boxes and on all of them (Multi). Controls train `move` on the
+first features; ablations do so with half the steps, `half the steps` is what to compare them with. The cuts on the first features,
+with and without the bilateral solver, stand beside. Runs that are there are kept, and rows of other data. --set changes the settings of
+every run of `move`, and --file what is written. Data without masks are trained and not scored: look at them with
+benchmarks/objects.py --sheet. Writes benchmarks/results/move.json, and the detectors' rows for their page into cad.json.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 import measuring
+from objects import SOLVER
 from seed_runs import one_run, rows_of
 from selftaught.core import draws
 from selftaught.core.config import read_json
@@ -36,23 +36,37 @@ from selftaught.segmentation.move import Move
 from selftaught.train import train
 
 SHOWN = ("iou", "accuracy", "max_f", "corloc")
+HELD = [
+    "init=cut", "anchor_weight=1", "adversarial_weight=0.2", "least_weight=100", "binary_weight=1", "paste=own", "discriminator=features",
+    "disc_width=32", "jitter=0.1", "share_from=0", "share_to=0", "rim_frac=0", "wait_frac=0", "lr=1e-3", "head_stride=2", "head_shallow=8",
+    "refine=none",
+]  # fmt: skip
+"""Size `small` before objects were pasted onto others: masks are held to those of contrast to the rim."""
+UNRANKED = ["share_from=0", "share_to=0", "rim_frac=0", "least_weight=100", "binary_weight=1"]
 CONTROLS: dict[str, list[str]] = {
-    "half the steps": [],
-    "no adversary": ["adversarial_weight=0"],
-    "shift 0": ["shift_frac=0"],
+    "nothing moves": ["paste=own", "shift_frac=0"],
     "labels shuffled": [],
     "untrained inpainter": [],
-    "holes of tiles": ["hole=tiles"],
-    "no least area": ["least_weight=0"],
-    "no binarisation": ["binary_weight=0"],
-    "the paper's binarisation": ["binary_weight=12.5"],
-    "no masks to hold to": ["anchor_weight=0"],
-    "masked in the decoder only": ["masked_encoder=false"],
-    "auto-encoded reals": ["copy_real=false"],
-    "discriminator on pixels": ["discriminator=pixels"],
-    "discriminator on patches": ["discriminator=patches", "disc_px=96"],
-    "discriminator on patches, shift 0": ["discriminator=patches", "disc_px=96", "shift_frac=0"],
 }
+ABLATIONS: dict[str, list[str]] = {
+    "half the steps": [],
+    "moved on its own ground": ["paste=own"],
+    "not ranked": UNRANKED,
+    "not ranked, no least area": [*UNRANKED, "least_weight=0"],
+    "not ranked, no binarisation": [*UNRANKED, "binary_weight=0"],
+    "discriminator on features": ["discriminator=features", "disc_width=32"],
+    "discriminator on pixels": ["discriminator=pixels", "disc_width=32"],
+    "auto-encoded reals": ["copy_real=false"],
+    "masked in the decoder only": ["masked_encoder=false"],
+    "holes of tiles": ["hole=tiles"],
+    "no gradient through the inpainting": ["soft_inpainting=false"],
+    "started from the cut": ["init=cut"],
+    "no wait": ["wait_frac=0"],
+    "a finer head": ["head_stride=2", "head_shallow=8"],
+    "shift 0": ["shift_frac=0"],
+    "no adversary": ["adversarial_weight=0"],
+}
+CUTS = ("lost", "tokencut", "spectral")
 INPAINTER = ["image_px=96", "mask_frac=0.5", "norm_pixels=false", "block_prob=1", "seen_weight=0.3"]
 
 
@@ -77,21 +91,72 @@ def scored_alone(method: Move, data: EvalData) -> dict[str, Score]:
     return segmentation_scores(method, replace(data, made=False), {})
 
 
-def move_run(  # fmt: skip
-    data: str, run: Path, features: Path, inpainter: Path, seed: int, steps: int, settings: Sequence[str], limit: int
-) -> dict[str, Any]:
-    needs = (f"features={features}", f"inpainter={inpainter}")
-    return one_run("move", data, run, seed, list(settings), steps, limit, needs)
+class Bench:
+    """What the runs of one data set have in common, and the rows that were found so far."""
 
+    def __init__(self, a: argparse.Namespace) -> None:
+        self.a, self.name = a, a.name or a.data
+        self.features = list(a.features) * a.seeds if len(a.features) == 1 else list(a.features)
+        self.path = measuring.RESULTS / f"{a.file}.json"
+        before = read_json(self.path)["rows"] if self.path.exists() else []
+        self.others = [row for row in before if row["data"].partition(",")[0] != self.name]
+        self.found: dict[str, list[dict[str, Any]]] = {
+            "move": [], "selfmask on move": [], "move + cad": [], "move multi + cad": [], "move, half the steps": [],
+        }  # fmt: skip
+        self.controls: dict[str, dict[str, Any]] = {}
+        self.ablations: dict[str, dict[str, Any]] = {}
+        self.cuts: dict[str, dict[str, Any]] = {}
 
-def control(name: str, data: str, root: Path, features: Path, inpainter: Path, steps: int, limit: int) -> dict[str, Any]:
-    run = root / f"control {name}"
-    if name == "untrained inpainter":
-        inpainter = root / "untrained inpainter"
-        train("mae", data, inpainter, size="small", steps=0, set=INPAINTER, quiet=True)
-    changed = mock.patch.object(Move, "evaluate", scored_alone) if name != "half the steps" else nullcontext()
-    with changed, labels_shuffled() if name == "labels shuffled" else nullcontext():
-        return move_run(data, run, features, inpainter, 0, steps, CONTROLS[name], limit)
+    def move(self, run: Path, features: Path, inpainter: Path, seed: int, steps: int, settings: Sequence[str]) -> dict[str, Any]:
+        needs = (f"features={features}", f"inpainter={inpainter}")
+        return one_run("move", self.a.data, run, seed, [*self.a.set, *settings], steps, self.a.limit, needs)
+
+    def seed(self, seed: int, boxes: bool) -> None:
+        """MOVE, SelfMask on its masks, detectors on its boxes."""
+        a, features, run = self.a, self.features[seed], self.a.runs / f"move-{seed}"
+        self.found["move"].append(self.move(run, features, a.inpainter, seed, a.steps, ()))
+        needs = (f"features={features}", f"masks={run}")
+        mask_run = a.runs / f"selfmask-{seed}"
+        self.found["selfmask on move"].append(one_run("selfmask", a.data, mask_run, seed, ["teacher=run"], a.steps // 2, a.limit, needs))
+        for name, pseudo in (("move + cad", "largest"), ("move multi + cad", "all")) if boxes else ():
+            cad = a.runs / f"cad-{pseudo}-{seed}"
+            self.found[name].append(one_run("cad", a.data, cad, seed, [f"pseudo={pseudo}"], a.steps // 2, a.limit, needs[1:]))
+
+    def without(self, name: str) -> None:
+        """A control, or an ablation with half the steps."""
+        a, half = self.a, name in ABLATIONS
+        inpainter = a.inpainter
+        if name == "untrained inpainter":
+            inpainter = a.runs / "untrained inpainter"
+            train("mae", a.data, inpainter, size="small", steps=0, set=INPAINTER, quiet=True)
+        run, settings = a.runs / f"{'ablation' if half else 'control'} {name}", (ABLATIONS if half else CONTROLS)[name]
+        alone = mock.patch.object(Move, "evaluate", scored_alone) if name != "half the steps" else nullcontext()
+        with alone, labels_shuffled() if name == "labels shuffled" else nullcontext():
+            reached = self.move(run, self.features[0], inpainter, 0, a.steps // 2 if half else a.steps, settings)
+        if name == "half the steps":
+            self.found["move, half the steps"] = [reached]
+        else:
+            (self.ablations if half else self.controls)[name] = reached
+
+    def cut(self) -> None:
+        for name in CUTS:
+            for words, settings in (("", []), (", bilateral", [f"{k}={v}" for k, v in SOLVER.items()])):
+                run = self.a.runs / f"{name}{words.replace(', ', '-')}"
+                need = [f"features={self.features[0]}"]
+                self.cuts[name + words] = one_run(name, self.a.data, run, 0, settings, None, self.a.limit, need)
+
+    def save(self) -> None:
+        rows = []
+        for name, runs in self.found.items():
+            shown, main = (SHOWN if "cad" not in name else ("corloc", "ap50")), ("iou", "corloc") if self.name == "sample:things" else ()
+            beside = {"move": self.controls, "move, half the steps": self.ablations}.get(name, {})
+            for row in rows_of(name, shown, main, runs, beside, self.name) if runs else ():
+                if name == "move":
+                    row["baselines"] |= {k: cut["scores"][row["score"]]["value"] for k, cut in self.cuts.items()}
+                rows.append(row)
+        measuring.write(self.a.file, [*self.others, *rows])
+        if self.a.file == "move":
+            measuring.write("cad", [{**row, "summary": False} for row in [*self.others, *rows] if row["method"].endswith("cad")])
 
 
 def main() -> None:
@@ -101,48 +166,30 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--data", default="sample:things")
     parser.add_argument("--name", help="the data's name in the tables; --data itself when not given")
-    parser.add_argument("--controls", nargs="*", default=list(CONTROLS), choices=list(CONTROLS))
+    names = ["cuts", "seeds", "boxes", *CONTROLS, *ABLATIONS]
+    parser.add_argument("--only", nargs="*", default=names, choices=names)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=400)
     parser.add_argument("--steps", type=int, default=Move.sizes["small"].steps)
-    parser.add_argument("--no-boxes", action="store_true", help="leave out the detectors")
-    parser.add_argument("--controls-only", action="store_true", help="train no seeds; compare the controls with `half the steps`")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--file", default="move")
     a = parser.parse_args()
-    if a.controls_only and (a.name is None or "half the steps" not in a.controls):
-        parser.error('--controls-only needs --name, and "half the steps" among the controls')
-    name_of, main_scores = a.name or a.data, ("iou", "corloc") if a.name is None else ()
-    path = measuring.RESULTS / "move.json"
-    others = [row for row in read_json(path)["rows"] if row["data"].partition(",")[0] != name_of] if path.exists() else []
+    if a.data == "sample:things":
+        for features in a.features:
+            if not features.exists():
+                train("simclr", a.data, features, size="small", steps=400)
     if not a.inpainter.exists():
         train("mae", a.data, a.inpainter, size="small", steps=500, set=INPAINTER)
-    found: dict[str, list[dict[str, Any]]] = {"move": [], "selfmask on move": [], "move + cad": [], "move multi + cad": []}
-    controls: dict[str, dict[str, Any]] = {}
-
-    def save() -> None:
-        rows = [row for name, runs in found.items() if runs
-                for row in rows_of(name, SHOWN if "cad" not in name else ("corloc", "ap50"), main_scores, runs,
-                                   controls if name == "move" else {}, name_of)]  # fmt: skip
-        measuring.write("move", [*others, *rows])
-        if not a.controls_only:
-            measuring.write("cad", [{**row, "summary": False} for row in [*others, *rows] if row["method"].endswith("cad")])
-
-    for seed, features in enumerate([] if a.controls_only else a.features):
-        run = a.runs / f"move-{seed}"
-        found["move"].append(move_run(a.data, run, features, a.inpainter, seed, a.steps, (), a.limit))
-        needs = (f"features={features}", f"masks={run}")
-        found["selfmask on move"].append(
-            one_run("selfmask", a.data, a.runs / f"selfmask-{seed}", seed, ["teacher=run"], a.steps // 2, a.limit, needs)
-        )
-        for name, pseudo in () if a.no_boxes else (("move + cad", "largest"), ("move multi + cad", "all")):
-            cad = a.runs / f"cad-{pseudo}-{seed}"
-            found[name].append(one_run("cad", a.data, cad, seed, [f"pseudo={pseudo}"], a.steps // 2, a.limit, needs[1:]))
-        save()
-    for name in a.controls:
-        reached = control(name, a.data, a.runs, a.features[0], a.inpainter, a.steps // 2, a.limit)
-        if a.controls_only and name == "half the steps":
-            found["move"] = [reached]
-        else:
-            controls[name] = reached
-        save()
+    bench = Bench(a)
+    if "cuts" in a.only:
+        bench.cut()
+    for seed in range(len(bench.features)) if "seeds" in a.only else ():
+        bench.seed(seed, "boxes" in a.only)
+        bench.save()
+    for name in a.only:
+        if name in CONTROLS or name in ABLATIONS:
+            bench.without(name)
+            bench.save()
 
 
 if __name__ == "__main__":

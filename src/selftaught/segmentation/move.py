@@ -196,9 +196,9 @@ class Move(Method):
             init="cut", ema=0.9, weight_decay=0.0,
         ),
         "small": MoveConfig(
-            image_px=96, batch_size=32, steps=400, lr=1e-3, weight_decay=0.0, head_reduce=64, head_least=16, head_shallow=8, head_stride=2,
-            head_rim=True, disc_width=32, disc_px=48, disc_lr_frac=2.0, jitter=0.1, crop_min=1.0, init="cut", anchor_weight=1.0,
-            adversarial_weight=0.2, binary_weight=1.0, ema=0.99, hole="pixels",
+            image_px=96, batch_size=32, steps=400, lr=5e-4, weight_decay=0.0, head_reduce=64, head_least=16, head_stride=4, head_rim=True,
+            paste="others", discriminator="places", disc_width=24, disc_px=48, disc_lr_frac=2.0, jitter=0.0, wait_frac=0.4, crop_min=1.0,
+            least_weight=0.0, binary_weight=0.0, share_from=0.2, share_to=0.3, rim_frac=0.08, ema=0.99, hole="pixels", refine="bilateral",
         ),
         "paper": MoveConfig(
             image_px=224, batch_size=32, steps=13_200, lr=2e-4, weight_decay=0.0, warmup_frac=0.0, layer="penultimate",
