@@ -3,10 +3,11 @@
     python benchmarks/objects.py RUN [RUN ...] --data sample:things --name sample:things [--limit 512]
         [--move RUN [RUN ...] --on-move RUN [RUN ...]] [--only METHOD ...] [--sheet FILE.jpg]
 
-Each RUN is a folder of `selftaught learn` (one per seed) with features and masks. The cuts are made anew on its features, with and without
-the bilateral solver; `selfmask` is its mask network. With --move and --on-move (one each per RUN, made by benchmarks/move.py on the same
-features) MOVE and SelfMask on its masks stand beside them. --sheet draws twelve test pictures drawn at random, one per column: picture,
-TokenCut, MOVE, SelfMask on MOVE, truth where there is one. Rows of other data and methods that were measured before are kept.
+Each RUN is a folder of `selftaught learn` (one per seed) with features and, where they were learned, masks. The cuts are made anew on
+its features, with and without the bilateral solver; `selfmask` is its mask network. With --move and --on-move (one each per RUN, made by
+benchmarks/move.py on the same features) MOVE and SelfMask on its masks stand beside them. --sheet draws twelve test pictures drawn at
+random, one per column: picture, TokenCut, MOVE, SelfMask on MOVE, truth where there is one. Rows of other data and methods that were
+measured before are kept.
 Writes benchmarks/results/objects.json, and one file per method for its docs page.
 """
 
@@ -47,7 +48,8 @@ def finders(run: Path, more: dict[str, Path]) -> dict[str, Any]:
         found[name] = cls(config, {"features": features})
         if all(hasattr(config, field) for field in SOLVER):
             found[f"{name}, bilateral"] = cls(replace(config, **SOLVER), {"features": features})
-    for name, folder in {"selfmask": run / "masks", **more}.items():
+    masks = {"selfmask": run / "masks"} if (run / "masks").exists() else {}
+    for name, folder in {**masks, **more}.items():
         for words, refine in (("", "none"), (", bilateral", "bilateral")):
             network = load_method(folder)
             network.config = replace(network.config, refine=refine)
