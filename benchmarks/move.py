@@ -36,12 +36,6 @@ from selftaught.segmentation.move import Move
 from selftaught.train import train
 
 SHOWN = ("iou", "accuracy", "max_f", "corloc")
-HELD = [
-    "init=cut", "anchor_weight=1", "adversarial_weight=0.2", "least_weight=100", "binary_weight=1", "paste=own", "discriminator=features",
-    "disc_width=32", "jitter=0.1", "share_from=0", "share_to=0", "rim_frac=0", "wait_frac=0", "lr=1e-3", "head_stride=2", "head_shallow=8",
-    "refine=none",
-]  # fmt: skip
-"""Size `small` before objects were pasted onto others: masks are held to those of contrast to the rim."""
 UNRANKED = ["share_from=0", "share_to=0", "rim_frac=0", "least_weight=100", "binary_weight=1"]
 CONTROLS: dict[str, list[str]] = {
     "nothing moves": ["paste=own", "shift_frac=0"],

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from move import HELD
 from selftaught.core.config import override
 from selftaught.core.seeds import batch_indices, seed_all
 from selftaught.data import compositing
+from selftaught.learn_objects import HELD
 from selftaught.loading import load_method
 from selftaught.method import Progress
 from selftaught.nets.discriminators import advance
@@ -94,7 +94,7 @@ def score(method: Move, pictures: Any, most: int = 128) -> float:
 def build(args: argparse.Namespace, pictures: Pictures, folder: Path) -> Move:
     inpainter = load_method(args.inpainter) if args.inpainter else TrueBackground()
     seed_all(args.seed, 0, 10**12)
-    config = replace(override(Move.sizes["small"], [*HELD, *args.set]), steps=args.steps)
+    config = replace(override(replace(Move.sizes["small"], init="cut", **HELD), args.set), steps=args.steps)
     method = Move(config, {"features": load_method(args.features), "inpainter": inpainter}).train()
     method.begin(pictures, folder, print)
     return method

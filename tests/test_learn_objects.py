@@ -186,6 +186,8 @@ def test_minutes_are_divided_and_needs_are_trained_before() -> None:
         config = first_config(name, 96, "small", SAMPLE)
         assert config.image_px == 96
     assert first_config("masks_move", 96, "small", SAMPLE).teacher == "run" and first_config("move", 224, "paper", SAMPLE).init == "cut"
+    held = first_config("move", 96, "small", "sample:things")
+    assert (held.init, held.anchor_weight, held.paste, held.share_to) == ("cut", 1.0, "own", 0.0), "learn holds masks to the cut"
 
 
 def test_minutes_become_steps_of_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "masks_move": {"teacher": "run"},
 }
 """What differs from the settings of the size; those of the inpainter are the ones on MOVE's page."""
+HELD: dict[str, Any] = {
+    "anchor_weight": 1.0, "adversarial_weight": 0.2, "least_weight": 100.0, "binary_weight": 1.0, "paste": "own",
+    "discriminator": "features", "disc_width": 32, "jitter": 0.1, "share_from": 0.0, "share_to": 0.0, "rim_frac": 0.0, "wait_frac": 0.0,
+    "lr": 1e-3, "head_stride": 2, "head_shallow": 8, "refine": "none",
+}
+"""What else differs for MOVE where its size pastes objects onto other pictures: masks are held to the cut that they start from. On grounds
+that are alike in all pictures, such as sky, a piece of ground looks real on any of them, and masks would leave the objects."""
 CRITERIA = (
     ("stability", "Stability", "How alike the masks of a picture and of its mirrored and cropped copy are, above what masks of two "
      "different pictures have in common: 1 is the same, 0 is chance."),
@@ -76,7 +83,9 @@ def objects_of(objects: str, minutes: float | None, size: str, out: Path) -> str
 
 def first_config(name: str, image_px: int, size: str, data: Any) -> Any:
     """The config of a training after the features, before `minutes` is fitted: at the size of the features."""
-    return replace(base_config(STAGE_METHODS[name], size, data), image_px=image_px, **SETTINGS[name])
+    base = base_config(STAGE_METHODS[name], size, data)
+    held = HELD if getattr(base, "paste", "own") == "others" else {}
+    return replace(base, image_px=image_px, **SETTINGS[name], **held)
 
 
 def keep_better(out: Path, images: ImageSet, quiet: bool) -> None:
