@@ -45,6 +45,8 @@ CONTROLS: dict[str, list[str]] = {
 ABLATIONS: dict[str, list[str]] = {
     "half the steps": [],
     "moved on its own ground": ["paste=own"],
+    "moved on its own ground, untrained inpainter": ["paste=own"],
+    "moved on its own ground, labels shuffled": ["paste=own"],
     "not ranked": UNRANKED,
     "not ranked, no least area": [*UNRANKED, "least_weight=0"],
     "not ranked, no binarisation": [*UNRANKED, "binary_weight=0"],
@@ -120,12 +122,12 @@ class Bench:
         """A control, or an ablation with half the steps."""
         a, half = self.a, name in ABLATIONS
         inpainter = a.inpainter
-        if name == "untrained inpainter":
+        if "untrained inpainter" in name:
             inpainter = a.runs / "untrained inpainter"
             train("mae", a.data, inpainter, size="small", steps=0, set=INPAINTER, quiet=True)
         run, settings = a.runs / f"{'ablation' if half else 'control'} {name}", (ABLATIONS if half else CONTROLS)[name]
         alone = mock.patch.object(Move, "evaluate", scored_alone) if name != "half the steps" else nullcontext()
-        with alone, labels_shuffled() if name == "labels shuffled" else nullcontext():
+        with alone, labels_shuffled() if "labels shuffled" in name else nullcontext():
             reached = self.move(run, self.features[0], inpainter, 0, a.steps // 2 if half else a.steps, settings)
         if name == "half the steps":
             self.found["move, half the steps"] = [reached]
