@@ -57,8 +57,8 @@ HELD: dict[str, Any] = {
     "discriminator": "features", "disc_width": 32, "jitter": 0.1, "share_from": 0.0, "share_to": 0.0, "rim_frac": 0.0, "wait_frac": 0.0,
     "lr": 1e-3, "head_stride": 2, "head_shallow": 8, "refine": "none",
 }
-"""What else differs for MOVE where its size pastes objects onto other pictures: masks are held to the cut that they start from. On grounds
-that are alike in all pictures, such as sky, a piece of ground looks real on any of them, and masks would leave the objects."""
+"""What else differs for MOVE where its size pastes objects onto other pictures: masks are held to the cut that they start from. On
+photographs whose grounds are alike, such as sky, masks left the objects otherwise."""
 CRITERIA = (
     ("stability", "Stability", "How alike the masks of a picture and of its mirrored and cropped copy are, above what masks of two "
      "different pictures have in common: 1 is the same, 0 is chance."),

@@ -8,7 +8,7 @@ Differs: the published discriminator reads a network that was trained with the l
 features as the segmenter (`discriminator=imagenet` is the published one, and says so). Real pixels are kept outside of the hole and the
 inpainter's encoder does not see what it is to fill (`copy_real`, `masked_encoder`; the paper's choices are options, and those of size
 `paper`). `init=cut` starts from masks that contrast to the rim or TokenCut give. A score says whether there is an object.
-`paste=others` pastes onto others, where ground that comes along shows; `discriminator=places` is told where, `share_to` ranks places.
+Size `small` also judges place by place (`discriminator=places`), ranks places (`share_to`), and pastes onto others (`paste=others`).
 Cost: two players; a step needs the inpainter once per player (three times with `copy_real=false`), the discriminator's features four times
 for its own step and once, with gradient, for the segmenter's.
 """
