@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -105,6 +106,14 @@ def test_version_and_module(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "--version")[1] == f"selftaught {__version__}\n"
     done = subprocess.run([sys.executable, "-m", "selftaught", "--version"], capture_output=True, text=True)
     assert done.stdout == f"selftaught {__version__}\n"
+
+
+def test_a_crash_of_a_library_says_where() -> None:
+    code = "import os\nfrom selftaught.cli import main\nmain(['--version'])\nos.abort()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGABRT and "Fatal Python error: Aborted" in done.stderr and 'File "<string>", line 4' in done.stderr
+    closed = subprocess.run(["bash", "-c", f"exec {sys.executable} -m selftaught --version 2>&-"], capture_output=True, text=True)
+    assert closed.stdout == f"selftaught {__version__}\n"
 
 
 @pytest.mark.parametrize(

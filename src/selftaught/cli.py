@@ -20,6 +20,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from selftaught import cli_play
 from selftaught.cli_checks import as_clips, check_data, check_features, check_field_words, check_method, check_run, near
 from selftaught.core.allocator import keep_memory
+from selftaught.core.crashes import tell_of_crashes
 from selftaught.core.errors import EXIT_SIGINT, EXIT_USAGE, ConfigError, RunError, SelftaughtError, suggest
 
 Data = Positional[Annotated[str, arg(metavar="DATA")]]
@@ -406,6 +407,7 @@ def _given_name(hint: Any) -> str | None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; exits with the code of core.errors, and never with a traceback for a user's mistake."""
     args = list(sys.argv[1:] if argv is None else argv)
+    tell_of_crashes()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A path may hold bytes that are no text; a stream that was turned into a pipe underneath cannot be told so.
         with contextlib.suppress(OSError):
@@ -445,9 +447,7 @@ def _run(args: list[str]) -> None:
     _check_words(args)
     keep_memory()
     verbs: dict[str, Callable[..., Any]] = dict(VERBS)
-    tyro.extras.subcommand_cli_from_dict(
-        verbs, prog="selftaught", description=f"{HELP}\n\n{FIRST}", args=args or ["--help"]
-    )
+    tyro.extras.subcommand_cli_from_dict(verbs, prog="selftaught", description=f"{HELP}\n\n{FIRST}", args=args or ["--help"])
 
 
 def _print_once(text: str) -> None:

@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from selftaught.measure.baselines import colour_saliency
-from selftaught.segmentation.border import NEAREST, border_contrast, colour_contrast, feature_contrast, stretched
+from selftaught.segmentation.border import (
+    NEAREST,
+    border_contrast,
+    colour_contrast,
+    feature_contrast,
+    nearest_half,
+    stretched,
+)
 
 
 def test_feature_contrast_is_the_slow_loop() -> None:
@@ -23,6 +30,13 @@ def test_feature_contrast_is_the_slow_loop() -> None:
                 )
                 nearest = away[1 : int(NEAREST * len(rim))]
                 assert float(found[b, y, x]) == pytest.approx(sum(nearest) / len(nearest), abs=1e-5)
+
+
+@pytest.mark.parametrize("R", [2, 3, 28, 92])
+def test_the_nearest_half_is_the_same_with_and_without_gradient(R: int) -> None:
+    distance = torch.rand(3, 50, R, generator=torch.Generator().manual_seed(R))
+    torch.testing.assert_close(nearest_half(distance), nearest_half(distance.clone().requires_grad_()).detach())
+    assert nearest_half(distance.bfloat16()).dtype == torch.bfloat16
 
 
 def scene() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
