@@ -22,7 +22,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import measuring
 from objects import SOLVER
@@ -36,6 +36,8 @@ from selftaught.segmentation.move import Move
 from selftaught.train import train
 
 SHOWN = ("iou", "accuracy", "max_f", "corloc")
+FILLINGS = ("not filled", "of the mean colour", "of noise", "of neighbours")
+"""What stands in the inpainter's place: the picture itself, the mean of what is seen, noise of its mean and deviation, neighbours."""
 UNRANKED = ["share_from=0", "share_to=0", "rim_frac=0", "least_weight=100", "binary_weight=1"]
 CONTROLS: dict[str, list[str]] = {
     "nothing moves": ["paste=own", "shift_frac=0"],
@@ -47,6 +49,11 @@ ABLATIONS: dict[str, list[str]] = {
     "moved on its own ground": ["paste=own"],
     "moved on its own ground, untrained inpainter": ["paste=own"],
     "moved on its own ground, labels shuffled": ["paste=own"],
+    **{f"moved on its own ground, holes {kind}": ["paste=own"] for kind in FILLINGS},
+    "moved on its own ground, holes chequered": ["paste=own", "fill=chequered"],
+    "holes chequered": ["fill=chequered"],
+    "moved on its own ground, holes chequered, labels shuffled": ["paste=own", "fill=chequered"],
+    "holes chequered, nothing moves": ["paste=own", "fill=chequered", "shift_frac=0"],
     "not ranked": UNRANKED,
     "not ranked, no least area": [*UNRANKED, "least_weight=0"],
     "not ranked, no binarisation": [*UNRANKED, "binary_weight=0"],
@@ -80,6 +87,41 @@ def labels_shuffled() -> Iterator[None]:
 
     with mock.patch.object(Move, "logits", shuffled):
         yield
+
+
+class Filling:
+    """An inpainter that learned nothing: one of FILLINGS."""
+
+    patch_px = 8
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def inpaint(self, pictures: Tensor, region: Tensor, masked_encoder: bool = False) -> Tensor:
+        """(B, 3, S, S) pictures and what is to be filled (B, S, S), both in [0, 1], to what is painted (B, 3, S, S)."""
+        if self.kind == "not filled":
+            return pictures
+        seen = (1 - region)[:, None].detach()
+        if self.kind == "of neighbours":
+            return blurred(pictures, seen)
+        total = seen.sum((2, 3), keepdim=True).clamp(min=1)
+        mean = (pictures * seen).sum((2, 3), keepdim=True) / total
+        if self.kind == "of the mean colour":
+            return mean.expand_as(pictures)
+        std = (((pictures - mean).square() * seen).sum((2, 3), keepdim=True) / total).sqrt()
+        return (mean + std * draws.randn(*pictures.shape).to(pictures)).clamp(0, 1)
+
+
+def blurred(pictures: Tensor, seen: Tensor) -> Tensor:
+    """At each place the mean of what is seen (B, 1, S, S) in the smallest square around it that is seen by 0.15 of it, then smoothed."""
+    mean = nn.functional.avg_pool2d
+    found, known = torch.zeros_like(pictures), torch.zeros_like(seen)
+    for side in (9, 17, 33, 65, 129):
+        share = mean(seen, side, 1, side // 2)
+        new = (share > 0.15).to(seen) * (1 - known)
+        found = found + new * mean(pictures * seen, side, 1, side // 2) / share.clamp(min=1e-6)
+        known = known + new
+    return mean(nn.functional.pad(found, (4,) * 4, mode="reflect"), 9, 1)
 
 
 def scored_alone(method: Move, data: EvalData) -> dict[str, Score]:
@@ -127,7 +169,9 @@ class Bench:
             train("mae", a.data, inpainter, size="small", steps=0, set=INPAINTER, quiet=True)
         run, settings = a.runs / f"{'ablation' if half else 'control'} {name}", (ABLATIONS if half else CONTROLS)[name]
         alone = mock.patch.object(Move, "evaluate", scored_alone) if name != "half the steps" else nullcontext()
-        with alone, labels_shuffled() if "labels shuffled" in name else nullcontext():
+        kind = next((k for k in FILLINGS if name.endswith(k)), None)
+        filled = mock.patch.object(Move, "inpainter", Filling(kind)) if kind else nullcontext()
+        with alone, filled, labels_shuffled() if "labels shuffled" in name else nullcontext():
             reached = self.move(run, self.features[0], inpainter, 0, a.steps // 2 if half else a.steps, settings)
         if name == "half the steps":
             self.found["move, half the steps"] = [reached]

@@ -250,7 +250,7 @@ def test_the_discriminator_sees_what_all_fakes_of_a_batch_have_in_common(needs: 
 OPTIONS: list[dict[str, Any]] = [
     {"copy_real": False}, {"hole": "pixels"}, {"masked_encoder": False}, {"soft_inpainting": False}, {"discriminator": "pixels"},
     {"discriminator": "patches"}, {"discriminator": "imagenet", "disc_px": 64}, {"layer": "penultimate"}, {"init": "none"},
-    {"init": "tokencut"}, {"init": "cut"},
+    {"init": "tokencut"}, {"init": "cut"}, {"fill": "chequered"},
     {"anchor_weight": 0.5}, {"crop_min": 0.9}, {"cache_mb": 0}, {"disc_px": 16}, {"disc_enlarge": True}, {"head_shallow": 4},
     {"paste": "others"}, {"discriminator": "places"}, {"wait_frac": 0.3}, {"share_from": 0.1, "share_to": 0.3, "rim_frac": 0.1},
     {"head_stride": 2}, {"most_area": 0.3, "most_weight": 1.0}, {"gate": 0.5}, {"head_reduce": 0}, {"refine": "bilateral"}, {"ema": 0.0},

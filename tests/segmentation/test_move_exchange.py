@@ -88,3 +88,23 @@ def test_the_only_picture_of_a_piece_is_pasted_onto_itself(needs: dict[str, Any]
     for player in ("discriminator", "segmenter"):
         loss, _ = method.loss(one, player, LATER)
         assert bool(loss.isfinite())
+
+
+def test_chequered_holes_need_no_inpainter(needs: dict[str, Any], tmp_path: Path) -> None:
+    alone = {"features": needs["features"]}
+    method, batch = made(alone, tmp_path, **{**EXCHANGE, "paste": "own", "fill": "chequered", "hole": "pixels"})
+    mask = torch.zeros(8, 1, 32, 32)
+    mask[:, :, 8:16, 8:16] = 1
+    scene = method.scene(batch["pictures"], mask, torch.tensor([[0, 12]]).expand(8, 2), exchange=True)
+    left = scene.composite[:, :, 8:16, 8:16]
+    assert set(left.flatten().tolist()) == {0.0, 1.0} and torch.equal(left[:, 0], 1 - left[:, 1]), "the object's old place shows it"
+    torch.testing.assert_close(scene.composite[:, :, 8:16, 20:28], batch["pictures"][:, :, 8:16, 8:16])
+    torch.testing.assert_close(scene.composite[:, :, 16:], batch["pictures"][:, :, 16:])
+    loss, _ = method.loss(batch, "segmenter", LATER)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert any(p.grad is not None and float(p.grad.abs().max()) > 0 for p in method.net.parameters())
+    assert set(Move.needs_of(method.config)) == {"features"} and set(Move.needs_of(Move.sizes["paper"])) == {"features", "inpainter"}
+    with pytest.raises(ValueError, match="copy_real must be true"):
+        Move(replace(method.config, copy_real=False), alone)
+    with pytest.raises(ValueError, match="needs inpainter"):
+        Move(replace(method.config, fill="inpainter"), alone)

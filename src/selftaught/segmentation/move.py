@@ -37,6 +37,7 @@ from selftaught.nets.discriminators import advance, fooled, hinge_fake, hinge_re
 from selftaught.segmentation.cut import centred, overlay
 from selftaught.segmentation.move_nets import IMAGENET, Judge, SegmenterHead, feature_file, frozen_maps
 from selftaught.segmentation.move_scene import (
+    Chequers,
     Scene,
     area_loss,
     binary_loss,
@@ -81,6 +82,8 @@ class MoveConfig(TrainConfig):
     a mask that is too small by less than a tile leaves behind, and nothing then speaks against such masks."""
     masked_encoder: bool = True
     """The inpainter's encoder does not see what it is to fill; otherwise only its decoder does not."""
+    fill: Literal["inpainter", "chequered"] = "inpainter"
+    """What holes show: what the inpainter paints, or squares of two colours that nobody takes for a ground; these need no inpainter."""
     soft_inpainting: bool = True
     """Let gradients through the inpainting reach the mask; otherwise they come through the pasting alone."""
     paste: Literal["own", "others"] = "own"
@@ -142,7 +145,6 @@ class MoveConfig(TrainConfig):
     """Masks of pictures whose object score is lower than this are empty."""
     refine: Literal["none", "bilateral"] = "none"
     """What the answers go through: nothing, or the bilateral solver, which follows the colours of the picture."""
-
 
     def __post_init__(self) -> None:
         shares = (self.gate, self.least_area, self.most_area, self.binary_ramp_frac, self.init_frac, self.object_from, self.wait_frac)
@@ -218,19 +220,19 @@ class Move(Method):
 
     def __init__(self, config: MoveConfig, needs: Mapping[str, Any] | None = None):
         super().__init__(config, needs)
-        c, features, inpainter = config, self.given["features"], self.given["inpainter"]
+        c, features = config, self.given["features"]
         if not callable(getattr(features, "encoder", None)):
             raise ConfigError("move needs learned features.", expected="a method with the capability `embed`")
-        if not callable(getattr(inpainter, "inpaint", None)):
+        if c.fill == "inpainter" and not callable(getattr(self.given["inpainter"], "inpaint", None)):
             raise ConfigError("move needs an inpainter.", expected="a method with the capability `inpaint`, e.g. mae")
-        for name, need in (("features", features), ("inpainter", inpainter)):
+        for name, need in self.given.items():
             if need.image_px != c.image_px:
-                raise ConfigError(
-                    f"move works at {c.image_px} px, its {name} was learned at {need.image_px} px.",
-                    do=f"--set image_px={need.image_px}, and needs of one size",
-                )
+                raise ConfigError(f"move works at {c.image_px} px, its {name} was learned at {need.image_px} px.",
+                                  do=f"--set image_px={need.image_px}, and needs of one size")  # fmt: skip
         if c.share_to and not 0 < c.share_from <= c.share_to < (1 - 2 * c.rim_frac) ** 2:
             raise ValueError("share_from must be above 0 and at most share_to, and share_to less than rim_frac leaves of the picture")
+        if c.fill == "chequered" and not c.copy_real:
+            raise ValueError("fill=chequered paints holes only: copy_real must be true")
         if c.anchor_weight and c.init == "none":
             raise ValueError("anchor_weight needs masks to hold to: init must be cut or tokencut")
         # A copy inside of the module, so that the segmenter can be exported as one network.
@@ -254,10 +256,14 @@ class Move(Method):
         self.pseudo: np.ndarray[Any, Any] | None = None
         self.resting: list[Tensor] = []
 
+    @classmethod
+    def needs_of(cls, config: Any) -> Mapping[str, str]:
+        return {need: default for need, default in cls.needs.items() if need != "inpainter" or config.fill == "inpainter"}
+
     @property
     def inpainter(self) -> Any:
-        """The learned inpainter; a property, so that it stays outside of the module tree."""
-        return self.given["inpainter"].to(self.right.device)
+        """What fills holes; a property, so that a learned one stays outside of the module tree."""
+        return self.given["inpainter"].to(self.right.device) if self.config.fill == "inpainter" else Chequers(self.patch_px)
 
     def train(self, mode: bool = True) -> Move:
         """Set the mode of what is trained; frozen networks stay as they are."""

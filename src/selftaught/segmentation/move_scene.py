@@ -78,6 +78,23 @@ def ranked(logits: Tensor, shares: Tensor | float, rim_frac: float = 0.0, sharpn
     return nn.functional.pad(mask, (width,) * 4)
 
 
+class Chequers:
+    """Stands in an inpainter's place and paints squares of 2 px, magenta and green, which nobody takes for a ground.
+
+    Args:
+        patch_px: what counts as one of its tiles.
+    """
+
+    def __init__(self, patch_px: int) -> None:
+        self.patch_px = patch_px
+
+    def inpaint(self, pictures: Tensor, region: Tensor, masked_encoder: bool = False) -> Tensor:
+        """(B, 3, S, S) pictures to squares of their size, whatever the region (B, S, S)."""
+        H, W = (torch.arange(side, device=pictures.device) // 2 for side in pictures.shape[-2:])
+        odd = ((H[:, None] + W) % 2).to(pictures)
+        return torch.stack([odd, 1 - odd, odd]).expand_as(pictures)
+
+
 @dataclass
 class Scene:
     """The pictures of one step, each (B, 3, S, S) in [0, 1]; masks are (B, 1, S, S)."""
