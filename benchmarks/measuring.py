@@ -18,7 +18,7 @@ import selftaught
 from selftaught.core.config import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
-_shown: dict[str, int] = {}
+_shown: set[tuple[str, str]] = set()
 _clock: list[Callable[[], float]] = [time.perf_counter]
 
 
@@ -98,9 +98,11 @@ def write(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
         "rows": rows,
     }
     write_json(RESULTS / f"{name}.json", result)
-    for row in rows[_shown.get(name, 0) :]:
+    for row in rows:
         values = ", ".join(f"{value:.4g}" for value in row["values"])
         interval = " to ".join(f"{end:.3g}" for end in row.get("ci95") or [])
         beside = ", ".join(f"{k} {v:.4g}" for k, v in (row.get("baselines") or {}).items())
-        print(f"{row['method']}, {row['data']}: {row['score']} {values} ({interval or 'no interval'}); {beside}")
-    _shown[name] = len(rows)
+        line = f"{row['method']}, {row['data']}: {row['score']} {values} ({interval or 'no interval'}); {beside}"
+        if (name, line) not in _shown:
+            print(line)
+        _shown.add((name, line))

@@ -188,15 +188,17 @@ class Bench:
     def save(self) -> None:
         rows = []
         for name, runs in self.found.items():
-            shown, main = (SHOWN if "cad" not in name else ("corloc", "ap50")), ("iou", "corloc") if self.name == "sample:things" else ()
+            summed_up = self.a.file == "move" and self.name == "sample:things" and "half" not in name
+            shown, main = (SHOWN if "cad" not in name else ("corloc", "ap50")), ("iou", "corloc") if summed_up else ()
             beside = {"move": self.controls, "move, half the steps": self.ablations}.get(name, {})
             for row in rows_of(name, shown, main, runs, beside, self.name) if runs else ():
                 if name == "move":
                     row["baselines"] |= {k: cut["scores"][row["score"]]["value"] for k, cut in self.cuts.items()}
                 rows.append(row)
-        measuring.write(self.a.file, [*self.others, *rows])
+        rows = sorted([*self.others, *rows], key=lambda row: not row["data"].startswith("sample:things"))
+        measuring.write(self.a.file, rows)
         if self.a.file == "move":
-            measuring.write("cad", [{**row, "summary": False} for row in [*self.others, *rows] if row["method"].endswith("cad")])
+            measuring.write("cad", [{**row, "summary": False} for row in rows if row["method"].endswith("cad")])
 
 
 def main() -> None:
