@@ -53,6 +53,7 @@ ABLATIONS: dict[str, list[str]] = {
     "moved on its own ground, holes chequered": ["paste=own", "fill=chequered"],
     "holes chequered": ["fill=chequered"],
     "moved on its own ground, holes chequered, labels shuffled": ["paste=own", "fill=chequered"],
+    "moved on its own ground, holes chequered, no gradient through them": ["paste=own", "fill=chequered", "soft_inpainting=false"],
     "holes chequered, nothing moves": ["paste=own", "fill=chequered", "shift_frac=0"],
     "not ranked": UNRANKED,
     "not ranked, no least area": [*UNRANKED, "least_weight=0"],
