@@ -115,14 +115,17 @@ class Filling:
 
 def blurred(pictures: Tensor, seen: Tensor) -> Tensor:
     """At each place the mean of what is seen (B, 1, S, S) in the smallest square around it that is seen by 0.15 of it, then smoothed."""
-    mean = nn.functional.avg_pool2d
+    def mean(x: Tensor, side: int) -> Tensor:
+        rows = nn.functional.avg_pool2d(x, (side, 1), 1, (side // 2, 0))
+        return nn.functional.avg_pool2d(rows, (1, side), 1, (0, side // 2))
+
     found, known = torch.zeros_like(pictures), torch.zeros_like(seen)
     for side in (9, 17, 33, 65, 129):
-        share = mean(seen, side, 1, side // 2)
+        share = mean(seen, side)
         new = (share > 0.15).to(seen) * (1 - known)
-        found = found + new * mean(pictures * seen, side, 1, side // 2) / share.clamp(min=1e-6)
+        found = found + new * mean(pictures * seen, side) / share.clamp(min=1e-6)
         known = known + new
-    return mean(nn.functional.pad(found, (4,) * 4, mode="reflect"), 9, 1)
+    return nn.functional.avg_pool2d(nn.functional.pad(found, (4,) * 4, mode="reflect"), 9, 1)
 
 
 def scored_alone(method: Move, data: EvalData) -> dict[str, Score]:
